@@ -1,0 +1,5 @@
+"""`python -m xuni` is `xuni`."""
+
+from xuni.cli.main import main
+
+main()
