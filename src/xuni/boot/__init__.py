@@ -1,0 +1,7 @@
+"""Guest memory and registers before the first instruction: kernels, boot records, memory map, ACPI tables."""
+
+from xuni.boot.image import BootError, Source
+from xuni.boot.layout import BoardFacts, ComPort
+from xuni.boot.loading import BootConfig, Format, load
+
+__all__ = ["BoardFacts", "BootConfig", "BootError", "ComPort", "Format", "Source", "load"]
