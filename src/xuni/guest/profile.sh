@@ -1,0 +1,3 @@
+PS1='\w # '
+alias ll='ls -l'
+echo "Linux $(uname -r) on xuni. This is BusyBox; \`exit\` powers off."
