@@ -134,7 +134,7 @@ class CpuState:
     r14: int = 0
     r15: int = 0
     rflags: int = RFLAGS_FIXED
-    cr0: int = Cr0.CD | Cr0.NW | Cr0.ET
+    cr0: int = int(Cr0.CD | Cr0.NW | Cr0.ET)
     cr2: int = 0
     cr3: int = 0
     cr4: int = 0
@@ -155,7 +155,7 @@ def at_reset(processor_signature: int = 0x600) -> CpuState:
 
 def real_mode(segment: int, offset: int) -> CpuState:
     """Real mode at `segment`:`offset`, caches on; the data segments are 0 and SP is 0."""
-    return CpuState(rip=offset, cs=code16(segment, segment << 4), cr0=Cr0.ET)
+    return CpuState(rip=offset, cs=code16(segment, segment << 4), cr0=int(Cr0.ET))
 
 
 def protected_flat(
@@ -178,7 +178,7 @@ def protected_flat(
         rip=entry,
         cs=code32(code),
         ss=flat, ds=flat, es=flat, fs=flat, gs=flat,
-        cr0=Cr0.PE | Cr0.ET,
+        cr0=int(Cr0.PE | Cr0.ET),
         gdtr=gdtr,
         idtr=NO_TABLE,
         rax=rax, rbx=rbx, rsi=rsi, rsp=rsp,
@@ -194,7 +194,7 @@ def long_flat(
         rip=entry,
         cs=code64(code),
         ss=flat, ds=flat, es=flat, fs=flat, gs=flat,
-        cr0=Cr0.PE | Cr0.ET | Cr0.NE | Cr0.PG,
+        cr0=int(Cr0.PE | Cr0.ET | Cr0.NE | Cr0.PG),
         cr3=cr3,
         cr4=CR4_PAE,
         efer=EFER_LME | EFER_LMA,
