@@ -71,3 +71,5 @@ class BoardFacts:
     pci: bool = True
     """Configuration mechanism 1 answers at 0xCF8 and 0xCFC."""
     hpet: bool = False
+    power_button: bool = False
+    """PM1a_STS.PWRBTN_STS reports a press of the fixed power button through the SCI."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from xuni.boot import bzimage, firmware
+from xuni.boot import acpi, bzimage, firmware
 from xuni.boot.image import BootError, Image, Source, read_image
 from xuni.boot.layout import HIGH_MEMORY, BoardFacts
 from xuni.boot.placement import Placement
@@ -56,7 +56,7 @@ def load(memory: GuestMemory, config: BootConfig, board: BoardFacts | None = Non
         raise BootError(f"the guest has {memory.size >> 10} KiB of memory, and no kernel boots in less than 2 MiB")
     placement = Placement(memory)
     firmware.install(memory, board)
-    rsdp = 0
+    rsdp = acpi.build(memory, board)
     image = read_image(config.kernel, "kernel")
     kind = recognise(image) if config.format is Format.AUTO else config.format
     match kind:

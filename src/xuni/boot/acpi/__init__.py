@@ -1,0 +1,5 @@
+"""ACPI tables that describe the board to the guest (ACPI Specification 6.5)."""
+
+from xuni.boot.acpi.tables import build
+
+__all__ = ["build"]
