@@ -1,0 +1,170 @@
+"""The words between an engine and a machine: why a virtual CPU stopped, and what it is told before it goes on.
+
+An engine offers `Vcpu.run(reply) -> Exit`. Every exit is a frozen record; the machine answers with a reply of the
+matching kind. An exit that needs data (`PortIn`, `MmioRead`, `MsrRead`, ...) leaves the instruction unfinished: the next
+`run` completes it with the data in the reply. All integers are unsigned; `size` is in bytes (1, 2, 4 or 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class PortIn:
+    """The guest reads `size` bytes from an I/O port. Answer: `Data`."""
+
+    port: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PortOut:
+    """The guest writes `data` to an I/O port. Answer: `Resume`."""
+
+    port: int
+    size: int
+    data: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioRead:
+    """The guest reads a guest-physical address that is not memory. Answer: `Data`."""
+
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MmioWrite:
+    """The guest writes a guest-physical address that is not (writable) memory. Answer: `Resume`."""
+
+    address: int
+    size: int
+    data: int
+
+
+@dataclass(frozen=True, slots=True)
+class MsrRead:
+    """RDMSR of a register that a chip owns (local APIC). Answer: `Data`, or `Refuse` for #GP(0)."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class MsrWrite:
+    """WRMSR to a register that a chip owns. Answer: `Resume`, or `Refuse` for #GP(0)."""
+
+    index: int
+    data: int
+
+
+@dataclass(frozen=True, slots=True)
+class TprRead:
+    """MOV from CR8: the task priority class (0-15) of the local APIC. Answer: `Data`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TprWrite:
+    """MOV to CR8. Answer: `Resume`."""
+
+    data: int
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptWindow:
+    """The interrupt pin is up and the guest can take an interrupt now. Answer: `Inject`, or `Resume` for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """HLT with interrupts enabled or disabled; the vCPU sleeps until an interrupt, an NMI, or INIT. Answer: `Resume`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sliced:
+    """The deadline passed, or `kick` was called: the machine should look at its timers and queues. Answer: `Resume`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """The processor shut down: a triple fault. `reason` says which exceptions led there, and at which RIP."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFailure:
+    """The engine itself cannot go on (KVM_EXIT_INTERNAL_ERROR, an engine limit). Never the guest's fault."""
+
+    reason: str
+
+
+Exit = (
+    PortIn | PortOut | MmioRead | MmioWrite | MsrRead | MsrWrite | TprRead | TprWrite
+    | InterruptWindow | Halt | Sliced | Shutdown | EngineFailure
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on; the last exit needs no data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The value that the last exit asked for; bits beyond the asked size are ignored."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The last exit is refused: the guest gets #GP(0)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inject:
+    """Deliver this external interrupt vector (already acknowledged at its controller)."""
+
+    vector: int
+
+
+Reply = Resume | Data | Refuse | Inject
+
+
+class Vcpu(Protocol):
+    """One virtual CPU, whatever executes it. `run` may be called from any one thread; the others from any thread."""
+
+    def run(self, reply: Reply) -> Exit:
+        """Complete the last exit with `reply`, then execute until the next one."""
+        ...
+
+    def set_deadline(self, nanoseconds: int) -> None:
+        """`run` returns `Sliced` soon after the guest clock (see `now`) passes this time; 2**63-1 means never."""
+        ...
+
+    def set_interrupt(self, level: bool) -> None:
+        """Drive the INTR pin: while it is up and the guest accepts interrupts, `run` returns `InterruptWindow`."""
+        ...
+
+    def nmi(self) -> None:
+        """Latch a non-maskable interrupt."""
+        ...
+
+    def init(self) -> None:
+        """INIT: reset the architectural state to that after INIT# and wait for `startup` (not on the boot CPU)."""
+        ...
+
+    def startup(self, vector: int) -> None:
+        """SIPI: leave wait-for-SIPI and begin in real mode at `vector << 12`."""
+        ...
+
+    def kick(self) -> None:
+        """Make a running `run` return `Sliced` soon. Thread- and signal-safe."""
+        ...
+
+    def now(self) -> int:
+        """The guest clock in nanoseconds since the machine was made; the TSC ticks once per nanosecond."""
+        ...
