@@ -1,13 +1,89 @@
-"""The entry point of `xuni`."""
+"""The entry point of `xuni`: finds the command, runs it, turns what goes wrong into one line and an exit status.
+
+A command's file is imported only when it is called, so that `xuni --help` and a guest's start stay fast.
+"""
 
 from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Final, NoReturn
 
 import click
 
 from xuni import __version__
 
+# Name: where it is, and what `xuni --help` says of it. To add one: a line here, a file beside this one, its test in
+# tests/cli, and its lines in README.md and README.zh-CN.md.
+COMMANDS: Final = {
+    "vm": ("xuni.cli.vm:vm", "Run virtual machines."),
+    "guest": ("xuni.cli.guest:guest", "Fetch kernels to boot, made of Debian packages."),
+    "doctor": ("xuni.cli.doctor:doctor", "Say what this host offers and what xuni will use."),
+}
+INTERRUPTED: Final = 130
+BROKEN_PIPE: Final = 141
+HOST_FAILED: Final = 74  # EX_IOERR of <sysexits.h>
+XUNI_FAILED: Final = 70  # EX_SOFTWARE
 
-@click.group()
-@click.version_option(__version__, prog_name="xuni")
-def main() -> None:
-    """Machines, containers, and the explanation of both."""
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="xuni", message="%(prog)s %(version)s")
+def xuni() -> None:
+    """Virtual machines in Python, on an x86-64 engine of xuni's own.
+
+    \b
+    Examples:
+      xuni vm run debian                 boot Debian's kernel; Ctrl-A x leaves
+      xuni vm run debian -- uname -a     run a command in a guest
+      xuni vm run --kernel bzImage --append console=ttyS0
+      xuni doctor                        what this host offers
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its status."""
+    try:
+        status = xuni.main(prog_name="xuni", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("xuni: interrupted", file=sys.stderr)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone. Python would try to flush it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = BROKEN_PIPE
+    except OSError as error:
+        print(f"xuni: {_describe(error)}", file=sys.stderr)
+        status = HOST_FAILED
+    except Exception as error:
+        if os.environ.get("XUNI_DEBUG"):
+            raise
+        print(f"xuni: a bug in xuni: {type(error).__name__}: {error}\n"
+              "Please report it, with what XUNI_DEBUG=1 in the environment makes this print.", file=sys.stderr)
+        status = XUNI_FAILED
+    sys.exit(status or 0)
+
+
+def _describe(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"

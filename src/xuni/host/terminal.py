@@ -1,0 +1,104 @@
+"""The terminal that xuni was started on: raw mode, always put back, and the keys that are ours and not the guest's.
+
+In raw mode every key goes to the guest, Ctrl-C too. Ctrl-A is ours: what follows it is a command (`Keys`).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from types import FrameType
+
+ESCAPE = 0x01  # Ctrl-A
+HELP = (
+    "\r\nCtrl-A x   leave: ends the guest"
+    "\r\nCtrl-A a   send Ctrl-A to the guest"
+    "\r\nCtrl-A h   this help\r\n"
+)
+
+
+class Key(Enum):
+    """What the user asked xuni itself to do."""
+
+    LEAVE = "x"
+    HELP = "h"
+
+
+@dataclass(slots=True)
+class Keys:
+    """Splits what is typed into what goes to the guest and what is meant for us."""
+
+    _escaped: bool = False
+
+    def split(self, typed: bytes) -> Iterator[bytes | Key]:
+        plain = bytearray()
+        for byte in typed:
+            if not self._escaped:
+                if byte == ESCAPE:
+                    self._escaped = True
+                else:
+                    plain.append(byte)
+                continue
+            self._escaped = False
+            match chr(byte).lower():
+                case "a" | "\x01":
+                    plain.append(ESCAPE)
+                case "x":
+                    if plain:
+                        yield bytes(plain)
+                    yield Key.LEAVE
+                    return
+                case "h" | "?":
+                    yield Key.HELP
+                case _:
+                    pass  # not a command: swallowed, as QEMU does
+        if plain:
+            yield bytes(plain)
+
+
+def is_interactive(descriptor: int = 0) -> bool:
+    """Whether this is a terminal that we may read: one in whose foreground we are."""
+    try:
+        return os.isatty(descriptor) and os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return False
+
+
+def size(descriptor: int = 1) -> tuple[int, int] | None:
+    """Columns and rows, if the terminal tells."""
+    try:
+        columns, rows = os.get_terminal_size(descriptor)
+    except OSError:
+        return None
+    return (columns, rows) if columns and rows else None
+
+
+@contextmanager
+def raw(descriptor: int = 0) -> Iterator[None]:
+    """Raw mode until the block ends, however it ends: returning, an exception, SIGTERM, SIGHUP or `sys.exit`."""
+    before = termios.tcgetattr(descriptor)
+
+    def restore() -> None:
+        # TCSANOW would keep what was typed ahead for the shell that follows; TCSAFLUSH drops it.
+        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
+
+    def die(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    handlers = {number: signal.signal(number, die) for number in (signal.SIGTERM, signal.SIGHUP)}
+    atexit.register(restore)
+    try:
+        tty.setraw(descriptor, termios.TCSANOW)
+        yield
+    finally:
+        restore()
+        atexit.unregister(restore)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
