@@ -3,5 +3,6 @@
 from xuni.boot.image import BootError, Source
 from xuni.boot.layout import BoardFacts, ComPort
 from xuni.boot.loading import BootConfig, Format, load
+from xuni.boot.multiboot import Module
 
-__all__ = ["BoardFacts", "BootConfig", "BootError", "ComPort", "Format", "Source", "load"]
+__all__ = ["BoardFacts", "BootConfig", "BootError", "ComPort", "Format", "Module", "Source", "load"]

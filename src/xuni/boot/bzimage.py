@@ -11,28 +11,24 @@ for what we already know.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
-from xuni.boot.image import Image, Source
+from xuni.boot import decompress, elf
+from xuni.boot.image import Image
 from xuni.boot.layout import HIGH_MEMORY
 from xuni.boot.linux_params import (
     BOOT_CS,
     BOOT_DS,
     SETUP_HEADER,
     SETUP_HEADER_END,
-    SETUP_RNG_SEED,
-    Field,
+    KernelLimits,
+    LinuxBoot,
     LoadFlags,
-    encode_command_line,
-    place_initrd,
+    put_boot_params,
     put_gdt,
     put_identity_map,
-    put_setup_data,
-    read_initrd,
-    standard_params,
 )
 from xuni.boot.placement import FOUR_GIB, Placement
 from xuni.isa.x86.cpustate import CpuState, long_flat, protected_flat
@@ -167,33 +163,14 @@ def place_kernel(placement: Placement, image: Image, header: SetupHeader) -> int
     return address
 
 
-def load(
-    placement: Placement,
-    image: Image,
-    *,
-    command_line: str = "",
-    initrd: Sequence[Source] = (),
-    rsdp: int = 0,
-    rng_seed: bytes = b"",
-) -> CpuState:
+def load(placement: Placement, image: Image, boot: LinuxBoot) -> CpuState:
     """Put the kernel, its initrd and its boot_params into guest memory; return the state of the boot CPU.
 
-    `rsdp` is the guest-physical address of the ACPI tables' root (0: none), `rng_seed` entropy for the guest's random
-    numbers. Raises BootError.
+    Raises BootError.
     """
     header = parse_header(image)
-    memory = placement.memory
     kernel = place_kernel(placement, image, header)
-    text = encode_command_line(command_line, header.cmdline_size, image.name)
-    params = standard_params(memory, rsdp, header.raw)
-    params.set(Field.CODE32_START, kernel)
-    above_4g = bool(header.xload_flags & XLoadFlags.CAN_BE_LOADED_ABOVE_4G)
-    if data := read_initrd(initrd):
-        params.set_initrd(place_initrd(placement, data, header.initrd_addr_max, above_4g=above_4g), len(data))
-    params.set(Field.CMD_LINE_PTR, placement.put(text, "the command line"))
-    if rng_seed and header.version >= 0x0209:
-        params.set(Field.SETUP_DATA, put_setup_data(placement, SETUP_RNG_SEED, rng_seed))
-    zero_page = placement.put(bytes(params.page), "boot_params", align=4096)
+    zero_page = put_boot_params(placement, boot, limits(image, header), header.raw, kernel)
     if header.xload_flags & XLoadFlags.KERNEL_64:
         cr3 = put_identity_map(placement, kernel + header.init_size)
         gdtr = put_gdt(placement, long_mode=True)
@@ -201,3 +178,42 @@ def load(
     # The 32-bit protocol: ESI holds boot_params; EBP, EDI and EBX are zero.
     gdtr = put_gdt(placement, long_mode=False)
     return protected_flat(kernel, gdtr=gdtr, code=BOOT_CS, data=BOOT_DS, rsi=zero_page)
+
+
+def load_unpacked(placement: Placement, image: Image, boot: LinuxBoot) -> CpuState:
+    """Like `load`, but unpack the kernel here, with the host's speed, and enter it directly.
+
+    The guest does not execute its unpacker then, and the kernel lies where it was linked to, without KASLR.
+    """
+    header = parse_header(image)
+    kernel = elf.parse(vmlinux(image))
+    elf.load_segments(placement, kernel)
+    entry = kernel.physical_entry()
+    zero_page = put_boot_params(placement, boot, limits(image, header), header.raw, entry)
+    cr3 = put_identity_map(placement, kernel.end)
+    gdtr = put_gdt(placement, long_mode=True)
+    return long_flat(entry, cr3, gdtr=gdtr, code=BOOT_CS, data=BOOT_DS, rsi=zero_page)
+
+
+def limits(image: Image, header: SetupHeader) -> KernelLimits:
+    """What the header says of command line and initrd."""
+    return KernelLimits(
+        image.name,
+        header.version,
+        header.cmdline_size,
+        header.initrd_addr_max,
+        bool(header.xload_flags & XLoadFlags.CAN_BE_LOADED_ABOVE_4G),
+    )
+
+
+def vmlinux(image: Image) -> Image:
+    """Unpack the ELF kernel that a bzImage carries. Raises BootError."""
+    header = parse_header(image)
+    if not header.payload_length:
+        raise image.error(
+            f"boot protocol {header.version >> 8}.{header.version & 0xFF:02} does not say where the compressed "
+            "kernel is; boot the bzImage as it is"
+        )
+    offset = header.kernel_offset + header.payload_offset
+    packed = image.bytes_at(offset, header.payload_length, "the payload")
+    return Image(f"{image.name} (unpacked)", decompress.payload(packed, image.name))

@@ -6,6 +6,7 @@ Spec: Linux, Documentation/arch/x86/boot.rst and zero-page.rst. Shared by bzImag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntFlag
 from struct import Struct
 from typing import Final
@@ -15,7 +16,7 @@ from xuni.boot.image import BootError, Source, read_image
 from xuni.boot.layout import EBDA, HIGH_MEMORY
 from xuni.boot.placement import FOUR_GIB, Placement
 from xuni.isa.x86.cpustate import TableRegister, code32, code64, data32
-from xuni.memory.guest import PAGE_SIZE, GuestMemory
+from xuni.memory.guest import PAGE_SIZE
 
 BOOT_PARAMS_SIZE: Final = 4096
 SETUP_HEADER: Final = 0x1F1
@@ -53,6 +54,7 @@ class Field:
     E820_ENTRIES = (0x1E8, 1)
     BOOT_FLAG = (0x1FE, 2)
     HEADER = (0x202, 4)
+    VERSION = (0x206, 2)
     TYPE_OF_LOADER = (0x210, 1)
     LOADFLAGS = (0x211, 1)
     CODE32_START = (0x214, 4)
@@ -168,10 +170,58 @@ def put_identity_map(placement: Placement, end: int) -> int:
     return tables
 
 
-def standard_params(memory: GuestMemory, rsdp: int, header: bytes = b"") -> BootParams:
-    """boot_params with what every kernel is told: loader type, memory map, ACPI."""
+@dataclass(frozen=True, slots=True)
+class LinuxBoot:
+    """What every Linux kernel is told, whatever its image format."""
+
+    command_line: str = ""
+    initrd: Sequence[Source] = ()
+    rsdp: int = 0
+    """Guest-physical address of the ACPI tables' root; 0: none."""
+    rng_seed: bytes = b""
+    """Entropy for the guest's random numbers; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLimits:
+    """What the kernel's header says of the things around it."""
+
+    name: str
+    version: int
+    """Of the boot protocol: major in the upper byte, minor in the lower."""
+    cmdline_size: int
+    initrd_addr_max: int
+    initrd_above_4g: bool
+
+
+def put_boot_params(
+    placement: Placement, boot: LinuxBoot, limits: KernelLimits, header: bytes, kernel_address: int
+) -> int:
+    """Write command line, initrd, setup_data and boot_params; return the address of the last. Raises BootError.
+
+    `header` is the setup header from offset 0x1F1 on; the kernel itself must be placed already.
+    """
     params = BootParams(header)
     params.set(Field.TYPE_OF_LOADER, LOADER_UNDEFINED)
-    params.set(Field.ACPI_RSDP_ADDR, rsdp)
-    params.set_e820(e820.memory_map(memory))
-    return params
+    params.set(Field.CODE32_START, kernel_address & 0xFFFF_FFFF)
+    params.set(Field.ACPI_RSDP_ADDR, boot.rsdp)
+    params.set_e820(e820.memory_map(placement.memory))
+    text = encode_command_line(boot.command_line, limits.cmdline_size, limits.name)
+    params.set(Field.CMD_LINE_PTR, placement.put(text, "the command line"))
+    if data := read_initrd(boot.initrd):
+        address = place_initrd(placement, data, limits.initrd_addr_max, above_4g=limits.initrd_above_4g)
+        params.set_initrd(address, len(data))
+    if boot.rng_seed and limits.version >= 0x0209:
+        params.set(Field.SETUP_DATA, put_setup_data(placement, SETUP_RNG_SEED, boot.rng_seed))
+    return placement.put(bytes(params.page), "boot_params", align=PAGE_SIZE)
+
+
+def synthetic_header() -> bytes:
+    """A setup header for a kernel image that has none (vmlinux): what the kernel itself looks at."""
+    params = BootParams()
+    params.set(Field.BOOT_FLAG, 0xAA55)
+    params.set(Field.HEADER, int.from_bytes(b"HdrS", "little"))
+    params.set(Field.VERSION, 0x020F)
+    params.set(Field.LOADFLAGS, LoadFlags.LOADED_HIGH)
+    params.set(Field.KERNEL_ALIGNMENT, 0x100_0000)
+    return bytes(params.page[SETUP_HEADER:SETUP_HEADER_END])
