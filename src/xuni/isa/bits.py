@@ -45,6 +45,8 @@ class Backend(Protocol):
     def relane(self, a: Raw, width: int, lanes: int, to_width: int, to_lanes: int) -> Raw: ...
     def lane(self, a: Raw, index: int, width: int, lanes: int) -> Raw: ...
     def gather(self, parts: Sequence[Raw], width: int) -> Raw: ...
+    def shuffle(self, a: Raw, b: Raw, indexes: Sequence[int], width: int, lanes: int) -> Raw: ...
+    def permute(self, a: Raw, control: Raw) -> Raw: ...
     def lift(self, value: Bits) -> Raw: ...
 
 
@@ -60,6 +62,10 @@ def _sdiv(a: int, b: int, width: int) -> int:
 def _srem(a: int, b: int, width: int) -> int:
     x, y = signed(a, width), signed(b, width)
     return abs(x) % abs(y) * (-1 if x < 0 else 1)
+
+
+def _signed_limit(value: int, width: int) -> int:
+    return max(-1 << (width - 1), min(value, mask(width - 1)))
 
 
 _BINARY: dict[str, Callable[[int, int, int], int]] = {
@@ -81,6 +87,10 @@ _BINARY: dict[str, Callable[[int, int, int], int]] = {
     "umax": lambda a, b, w: max(a, b),
     "smin": lambda a, b, w: a if signed(a, w) < signed(b, w) else b,
     "smax": lambda a, b, w: b if signed(a, w) < signed(b, w) else a,
+    "uadd.sat": lambda a, b, w: min(a + b, mask(w)),
+    "usub.sat": lambda a, b, w: max(a - b, 0),
+    "sadd.sat": lambda a, b, w: _signed_limit(signed(a, w) + signed(b, w), w),
+    "ssub.sat": lambda a, b, w: _signed_limit(signed(a, w) - signed(b, w), w),
 }
 _COMPARE: dict[str, Callable[[int, int, int], bool]] = {
     "eq": lambda a, b, w: a == b,
@@ -141,6 +151,13 @@ class Ints:
 
     def gather(self, parts: Sequence[Raw], width: int) -> Raw:
         return tuple(parts)
+
+    def shuffle(self, a: Raw, b: Raw, indexes: Sequence[int], width: int, lanes: int) -> Raw:
+        both = a + b
+        return tuple(both[i] for i in indexes)
+
+    def permute(self, a: Raw, control: Raw) -> Raw:
+        return tuple(0 if c & 0x80 else a[c & 15] for c in control)
 
     def lift(self, value: Bits) -> Raw:
         return value.raw
@@ -308,6 +325,14 @@ class Bits:
     def smax(self, other: Bits | int) -> Bits:
         return self._binary("smax", other)
 
+    def add_saturated(self, other: Bits | int, is_signed: bool) -> Bits:
+        """Sum; one that does not fit becomes the nearest value that does."""
+        return self._binary("sadd.sat" if is_signed else "uadd.sat", other)
+
+    def sub_saturated(self, other: Bits | int, is_signed: bool) -> Bits:
+        """Difference; one that does not fit becomes the nearest value that does."""
+        return self._binary("ssub.sat" if is_signed else "usub.sat", other)
+
     def _unary(self, op: str) -> Bits:
         return Bits(self.backend, self.width, self.backend.unary(op, self.raw, self.width, self.lanes), self.lanes)
 
@@ -407,6 +432,20 @@ class Bits:
         """One lane as a plain value."""
         return Bits(self.backend, self.width, self.backend.lane(self.raw, index, self.width, self.lanes))
 
+    def shuffle(self, indexes: Sequence[int], other: Bits | None = None) -> Bits:
+        """A vector of the lanes that `indexes` (two or more) name; the lanes of `other` are numbered after those of `self`."""
+        assert self.lanes > 1 and len(indexes) > 1
+        b = self if other is None else self._other(other)
+        backend = self.backend if not self.backend.known else b.backend
+        raw = backend.shuffle(backend.lift(self), backend.lift(b), indexes, self.width, self.lanes)
+        return Bits(backend, self.width, raw, len(indexes))
+
+    def permute(self, control: Bits) -> Bits:
+        """16 lanes of 8 bits, chosen at run time: lane `control[i] & 15`, or 0 where bit 7 of `control[i]` is 1."""
+        assert (self.width, self.lanes) == (control.width, control.lanes) == (8, 16)
+        backend = self.backend if not self.backend.known else control.backend
+        return Bits(backend, 8, backend.permute(backend.lift(self), backend.lift(control)), 16)
+
 
 A = TypeVar("A")
 
@@ -442,6 +481,11 @@ def u32(value: int) -> Bits:
 
 def u64(value: int) -> Bits:
     return const(value, 64)
+
+
+def lanes_of(width: int, *values: int) -> Bits:
+    """Values known now as lanes of `width` bits, the first one least significant."""
+    return Bits(INTS, width, tuple(v & mask(width) for v in values), len(values))
 
 
 def splat(value: Bits, lanes: int) -> Bits:

@@ -11,7 +11,7 @@ from typing import Final
 from xuni.isa.bits import Bits, Raw
 
 _INTRINSIC: Final = {"popcount": "ctpop", "ctz": "cttz", "clz": "ctlz", "bswap": "bswap"}
-_MINMAX: Final = ("umin", "umax", "smin", "smax")
+_PAIRED: Final = ("umin", "umax", "smin", "smax", "uadd.sat", "usub.sat", "sadd.sat", "ssub.sat")
 
 
 def type_of(width: int, lanes: int = 1) -> str:
@@ -135,7 +135,7 @@ class Llvm:
         if op == "rotl":
             f.declare(f"declare {t} @llvm.fshl.{suffix}({t}, {t}, {t})")
             return f.value(f"call {t} @llvm.fshl.{suffix}({t} {a}, {t} {a}, {t} {b})")
-        if op in _MINMAX:
+        if op in _PAIRED:
             f.declare(f"declare {t} @llvm.{op}.{suffix}({t}, {t})")
             return f.value(f"call {t} @llvm.{op}.{suffix}({t} {a}, {t} {b})")
         return f.value(f"{op} {t} {a}, {b}")
@@ -177,6 +177,14 @@ class Llvm:
         for i, part in enumerate(parts):
             result = self.function.value(f"insertelement {t} {result}, i{width} {part}, i32 {i}")
         return result
+
+    def shuffle(self, a: Raw, b: Raw, indexes: Sequence[int], width: int, lanes: int) -> Raw:
+        t, which = type_of(width, lanes), literal(indexes, 32, len(indexes))
+        return self.function.value(f"shufflevector {t} {a}, {t} {b}, <{len(indexes)} x i32> {which}")
+
+    def permute(self, a: Raw, control: Raw) -> Raw:
+        t = type_of(8, 16)
+        return self.function.value(f'call {t} asm "pshufb $2, $0", "=x,0,x"({t} {a}, {t} {control})')
 
     def wrap(self, width: int, text: str, lanes: int = 1) -> Bits:
         """A new value from instruction text."""
