@@ -1,0 +1,212 @@
+"""Encodings as the generator sees them: the fixed bytes of one, and which of its fields are free.
+
+A form is parsed from a line of an instruction declaration ("01 /r Ev Gv", the notation of SDM vol. 2, appendix A), or
+made from iced-x86's tables, which know every instruction there is.
+"""
+# mypy: disable-error-code="unreachable, arg-type, assignment, call-overload"
+# iced-x86's stubs call its constants enumerations; they are ints, and are used as such here.
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import iced_x86 as iced
+from iced_x86 import Code, CpuidFeature, EncodingKind, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind, OpCodeTableKind
+
+from .case import Mode
+
+ESCAPES = {
+    OpCodeTableKind.NORMAL: b"",
+    OpCodeTableKind.T0F: b"\x0f",
+    OpCodeTableKind.T0F38: b"\x0f\x38",
+    OpCodeTableKind.T0F3A: b"\x0f\x3a",
+}
+MANDATORY = {MandatoryPrefix.P66: 0x66, MandatoryPrefix.PF3: 0xF3, MandatoryPrefix.PF2: 0xF2}
+VEX_PP = {0: 0, 0x66: 1, 0xF3: 2, 0xF2: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Vex:
+    """What a VEX prefix fixes (SDM vol. 2A, section 2.3); W and L are None where either value is the same."""
+
+    map: int
+    w: int | None
+    l: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One encoding: prefix that belongs to the opcode, escape and opcode bytes, and how ModRM may vary.
+
+    `register_in_opcode`: the low three bits of the last opcode byte number a register. `modrm`: one follows;
+    `extension` fixes its reg field; `memory_only` and `register_only` its mod field. `operand_size` and
+    `address_size`, in bits, are None where the generator may choose. `code` is iced-x86's number for it, when known.
+    """
+
+    name: str
+    opcode: bytes
+    prefix: int = 0
+    register_in_opcode: bool = False
+    modrm: bool = False
+    extension: int | None = None
+    memory_only: bool = False
+    register_only: bool = False
+    operand_size: int | None = None
+    address_size: int | None = None
+    vex: Vex | None = None
+    modes: frozenset[Mode] = frozenset(Mode)
+    code: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# ---- the notation of instruction declarations ----
+
+HEX = re.compile(r"^[0-9A-F]{2}$")
+PLUS = re.compile(r"^([0-9A-F]{2})\+[ri]\w*$")
+VEX = re.compile(r"^VEX\.(?:(?P<l>L0|L1|LIG)\.)?(?P<rest>[\w.]+)$")
+
+
+def parse(mnemonic: str, text: str) -> Form:
+    """Read "0F AF /r Gv Ev" and its like, as `xuni.isa.x86.instruction` describes them.
+
+    Operand names and immediates are skipped: decoding finds them anew. Raises ValueError for a text without an opcode.
+    """
+    modes = frozenset(Mode)
+    opcode, prefix, plus, modrm, extension, vex = bytearray(), 0, False, False, None, None
+    memory_only = register_only = False
+    operand_size: int | None = None
+    for token in text.split():
+        if found := VEX.match(token):
+            vex, prefix = _vex(found)
+        elif HEX.match(token):
+            byte = int(token, 16)
+            if byte in (0x66, 0xF2, 0xF3) and not opcode and vex is None:
+                prefix = byte
+            else:
+                opcode.append(byte)
+        elif found := PLUS.match(token):
+            opcode.append(int(found[1], 16))
+            plus = True
+        elif token == "/r":
+            modrm = True
+        elif re.match(r"^/[0-7]$", token):
+            modrm, extension = True, int(token[1])
+        elif token == "REX.W":
+            operand_size, modes = 64, modes & {Mode.LONG}
+        elif token == "o64":
+            modes &= {Mode.LONG}
+        elif token == "i64":
+            modes -= {Mode.LONG}
+        elif modrm and re.match(r"^M[a-z]*$", token):
+            memory_only = True
+        elif modrm and re.match(r"^[RNU][a-z]*$", token):
+            register_only = True
+    if not opcode:
+        raise ValueError(f"encoding has no opcode: {mnemonic} {text!r}")
+    if vex is not None:
+        modes -= {Mode.PROTECTED_16}
+    return Form(
+        f"{mnemonic} {text}", bytes(opcode), prefix, plus, modrm, extension, memory_only, register_only,
+        operand_size, vex=vex, modes=modes,
+    )  # fmt: skip
+
+
+def _vex(found: re.Match[str]) -> tuple[Vex, int]:
+    parts = found["rest"].split(".")
+    maps, prefixes = {"0F": 1, "0F38": 2, "0F3A": 3}, {"66": 0x66, "F3": 0xF3, "F2": 0xF2}
+    map_number = next(maps[part] for part in parts if part in maps)
+    prefix = next((prefixes[part] for part in parts if part in prefixes), 0)
+    w = 1 if "W1" in parts else 0 if "W0" in parts else None
+    l = {"L0": 0, "L1": 1}.get(found["l"] or "")
+    return Vex(map_number, w, l), prefix
+
+
+# ---- iced-x86's tables ----
+
+FEATURES = frozenset(
+    getattr(CpuidFeature, name)
+    for name in (
+        "INTEL8086 INTEL186 INTEL286 INTEL386 INTEL486 X64 FPU FPU287 FPU387 MMX SSE SSE2 SSE3 SSSE3 SSE4_1 SSE4_2 AES "
+        "PCLMULQDQ SHA BMI1 BMI2 ADX MOVBE POPCNT LZCNT CMOV CX8 CMPXCHG16B MULTIBYTENOP PAUSE PREFETCHW CLFSH "
+        "CLFLUSHOPT CLWB FSGSBASE"
+    ).split()
+)
+# Not for the host: the operating system or its tables answer them, or they leave the segments of the case.
+SKIPPED = frozenset(
+    """
+    INT INT1 INT3 IRETW IRETD IRETQ SYSCALL SYSENTER SYSEXITD SYSEXITQ SYSRETD SYSRETQ SGDT SIDT SLDT STR SMSW
+    LAR LSL VERR VERW LDS LES LFS LGS LSS CPUID RDTSC RDTSCP RDPMC RDRAND RDSEED RDPID WRFSBASE WRGSBASE
+    MONITORW MWAIT RSM LOADALL286 LOADALL386 STOREALL UMOV XBTS IBTS JMPE FXSAVE FXSAVE64 FXRSTOR FXRSTOR64
+    RDMSR WRMSR SWAPGS RETFW RETFD RETFQ UD0 UD1 RESERVEDNOP ALTINST FRSTPM FSTDW FSTSG FNSTDW FNSTSG FRINEAR
+    FRINT2 FRICHOP FSTPNCE FTSTP FNSETPM FSETPM FNDISI FDISI FNENI FENI CCS CPU
+    """.split()
+)
+FAR = frozenset((OpCodeOperandKind.FARBR2_2, OpCodeOperandKind.FARBR4_2))
+SEGMENT_OPERANDS = frozenset(
+    getattr(OpCodeOperandKind, name)
+    for name in ("SEG_REG", "ES", "CS", "SS", "DS", "FS", "GS")
+    if hasattr(OpCodeOperandKind, name)
+)
+CODE_NAMES = {value: name for name, value in vars(Code).items() if isinstance(value, int)}
+
+
+@functools.cache
+def user_codes() -> frozenset[int]:
+    """iced-x86's numbers of what `user_forms` lists."""
+    return frozenset(form.code for form in user_forms() if form.code is not None)
+
+
+@functools.cache
+def user_forms(*, privileged: bool = False) -> tuple[Form, ...]:
+    """Every legacy encoding that can run at CPL 3 without the operating system's help, and BMI's VEX-coded ones.
+
+    With `privileged`: instead those that CPL 3 must refuse with #GP(0).
+    """
+    return tuple(form for code in sorted(CODE_NAMES) for form in _from_code(code, privileged))
+
+
+def _from_code(code: int, privileged: bool) -> Iterator[Form]:
+    info = OpCodeInfo(code)
+    if not info.is_instruction or info.encoding not in (EncodingKind.LEGACY, EncodingKind.VEX):
+        return
+    instruction = iced.Instruction()
+    instruction.code = code
+    features, mnemonic = set(instruction.cpuid_features()), CODE_NAMES[code].removeprefix("VEX_").split("_")[0]
+    if not features <= FEATURES or mnemonic in SKIPPED or info.is_privileged != privileged:
+        return
+    kinds = info.op_kinds()
+    far = bool(FAR & set(kinds)) or instruction.is_call_far_indirect or instruction.is_jmp_far_indirect
+    # Selectors are the host's own; FWAIT before another opcode is two instructions.
+    if far or info.fwait or SEGMENT_OPERANDS & set(kinds):
+        return
+    modes = frozenset(
+        mode
+        for mode in Mode
+        if info.is_available_in_mode(mode.value) and (info.intel_decoder64 or mode is not Mode.LONG)
+    )
+    if not modes:
+        return
+    opcode = info.op_code.to_bytes(info.op_code_len, "big")
+    text = info.op_code_string
+    vex = None
+    if info.encoding == EncodingKind.VEX:
+        vex = Vex({1: 1, 2: 2, 3: 3}[info.table], None if info.is_wig else info.w, None if info.is_lig else info.l)
+        modes -= {Mode.PROTECTED_16}
+    yield Form(
+        f"{info.instruction_string} [{text}]",
+        (b"" if vex else ESCAPES[info.table]) + opcode,
+        MANDATORY.get(info.mandatory_prefix, 0),
+        register_in_opcode=bool(re.search(r"\+(r|i)", text)),
+        modrm="/" in text,
+        extension=info.group_index if info.is_group else None,
+        operand_size=info.operand_size or None,
+        address_size=info.address_size or None,
+        vex=vex,
+        modes=modes,
+        code=code,
+    )
