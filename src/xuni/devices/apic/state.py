@@ -1,0 +1,152 @@
+"""Local APIC: register numbers, field masks, and the record that a snapshot carries.
+
+Spec: Intel SDM vol. 3A, chapter "Advanced Programmable Interrupt Controller (APIC)".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+from typing import Final
+
+
+class Reg(IntEnum):
+    """Register numbers: MMIO offset >> 4, and x2APIC MSR - 0x800."""
+
+    ID = 0x02
+    VERSION = 0x03
+    TPR = 0x08
+    APR = 0x09
+    PPR = 0x0A
+    EOI = 0x0B
+    REMOTE_READ = 0x0C
+    LDR = 0x0D
+    DFR = 0x0E
+    SVR = 0x0F
+    ISR = 0x10
+    TMR = 0x18
+    IRR = 0x20
+    ESR = 0x28
+    CMCI = 0x2F
+    ICR = 0x30
+    ICR_HIGH = 0x31
+    LVT_TIMER = 0x32
+    LVT_THERMAL = 0x33
+    LVT_PERFORMANCE = 0x34
+    LVT_LINT0 = 0x35
+    LVT_LINT1 = 0x36
+    LVT_ERROR = 0x37
+    INITIAL_COUNT = 0x38
+    CURRENT_COUNT = 0x39
+    DIVIDE = 0x3E
+    SELF_IPI = 0x3F
+
+
+MSR_APIC_BASE: Final = 0x1B
+MSR_TSC_DEADLINE: Final = 0x6E0
+MSR_X2APIC: Final = 0x800
+MSR_X2APIC_END: Final = 0x900
+
+DEFAULT_BASE: Final = 0xFEE0_0000
+PAGE: Final = 0x1000
+
+
+class Base(IntFlag):
+    """IA32_APIC_BASE beside the address."""
+
+    BSP, X2APIC, ENABLE = 1 << 8, 1 << 10, 1 << 11
+
+
+class Esr(IntFlag):
+    """Error status register."""
+
+    SEND_ILLEGAL_VECTOR, RECEIVE_ILLEGAL_VECTOR, ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
+
+
+class Lvt(IntFlag):
+    """Local vector table entry beside vector, delivery mode (10:8) and timer mode (18:17)."""
+
+    PENDING, ACTIVE_LOW, REMOTE_IRR, LEVEL, MASKED = 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16
+
+
+class TimerMode(IntEnum):
+    """LVT timer bits 18:17; the value 3 is reserved."""
+
+    ONE_SHOT, PERIODIC, TSC_DEADLINE, RESERVED = range(4)
+
+
+SVR_ENABLE: Final = 0x100
+ICR_PENDING: Final = 1 << 12
+ALL: Final = 0xFFFF_FFFF
+
+LVT_FIRST: Final = Reg.LVT_TIMER
+LVT_WRITABLE: Final[dict[int, int]] = {
+    Reg.LVT_TIMER: 0x7_00FF,
+    Reg.LVT_THERMAL: 0x1_07FF,
+    Reg.LVT_PERFORMANCE: 0x1_07FF,
+    Reg.LVT_LINT0: 0x1_A7FF,
+    Reg.LVT_LINT1: 0x1_A7FF,
+    Reg.LVT_ERROR: 0x1_00FF,
+}
+"""Bits of each entry that software writes; delivery status and remote IRR are read-only."""
+
+X2APIC_WRITABLE: Final[dict[int, int]] = {
+    Reg.TPR: 0xFF,
+    Reg.EOI: 0,
+    Reg.SVR: 0x03FF,
+    Reg.ESR: 0,
+    Reg.ICR: 0xFFFF_FFFF_000C_DFFF,
+    **{reg: mask | Lvt.PENDING | Lvt.REMOTE_IRR for reg, mask in LVT_WRITABLE.items()},
+    Reg.INITIAL_COUNT: ALL,
+    Reg.DIVIDE: 0b1011,
+    Reg.SELF_IPI: 0xFF,
+}
+"""Registers that WRMSR reaches, with the bits that are not reserved; any other bit or register is #GP(0)."""
+
+X2APIC_READABLE: Final[frozenset[int]] = frozenset(
+    {Reg.ID, Reg.VERSION, Reg.TPR, Reg.PPR, Reg.LDR, Reg.SVR, Reg.ESR, Reg.ICR, Reg.INITIAL_COUNT, Reg.CURRENT_COUNT}
+    | {Reg.DIVIDE}
+    | set(LVT_WRITABLE)
+    | {block + i for block in (Reg.ISR, Reg.TMR, Reg.IRR) for i in range(8)}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalApicConfig:
+    """Every processor's local APIC."""
+
+    bus_hz: int = 1_000_000_000
+    """Input clock of the timer in hertz, before its divider."""
+    x2apic: bool = True
+    """IA32_APIC_BASE.EXTD can be set (CPUID.1:ECX[21])."""
+    tsc_deadline: bool = True
+    """The timer has its third mode (CPUID.1:ECX[24])."""
+    physical_address_bits: int = 40
+    """Width of the base address (CPUID.80000008H:EAX[7:0]); bits above are reserved."""
+
+
+@dataclass(slots=True)
+class LocalApicState:
+    """Registers. The 256-bit ones are one integer each, bit n for vector n; PPR and the INTR pin follow from them."""
+
+    base: int = DEFAULT_BASE | Base.ENABLE
+    tpr: int = 0
+    irr: int = 0
+    isr: int = 0
+    tmr: int = 0
+    ldr: int = 0
+    dfr: int = ALL
+    svr: int = 0xFF
+    errors: int = 0
+    """Errors since the last write to ESR; `esr` is what that write showed."""
+    esr: int = 0
+    icr: int = 0
+    lvt: dict[int, int] = field(default_factory=lambda: dict.fromkeys(LVT_WRITABLE, int(Lvt.MASKED)))
+    lint: list[bool] = field(default_factory=lambda: [False, False])
+    """Levels of the LINT0 (legacy controller) and LINT1 (NMI) inputs."""
+    divide: int = 0
+    initial_count: int = 0
+    timer_start: int = 0
+    """Guest ns at which the initial count was written, or the current period began."""
+    tsc_deadline: int = 0
+    waiting_for_sipi: bool = False

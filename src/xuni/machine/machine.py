@@ -1,0 +1,201 @@
+"""A machine: processors, memory and a bus, and what starts, stops and resets them. Boards fill it (`pc.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import TYPE_CHECKING, Final, Protocol
+
+from xuni.bus import Bus
+from xuni.bus.ports import WideDevice
+from xuni.bus.timers import NEVER
+from xuni.exits import Vcpu
+from xuni.machine.processor import RESUME, Processor
+from xuni.machine.run import run
+from xuni.machine.stopped import Interrupted, Reset, Stopped, Timeout
+
+if TYPE_CHECKING:
+    from xuni.memory.guest import GuestMemory
+
+BEAT: Final = 50_000_000
+"""At least this often (ns) a running processor comes back, for signals to be seen and output to be flushed."""
+SECOND: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class CpuConfig:
+    """What an engine is told about the virtual CPU to make."""
+
+    index: int = 0
+    """Also its initial APIC id; 0 is the boot processor, the others wait for a start-up IPI."""
+    count: int = 1
+    """How many there are."""
+
+
+class Engine(Protocol):
+    """Makes virtual CPUs over a memory."""
+
+    def __call__(self, memory: GuestMemory, config: CpuConfig, /) -> Vcpu:
+        """A virtual CPU in its reset state."""
+        ...
+
+
+class Resettable(Protocol):
+    """A chip with a reset pin."""
+
+    def reset(self) -> None:
+        """Return to the power-on state."""
+        ...
+
+
+class Machine:
+    """Processors around a bus. A board attaches chips, a boot loader fills memory and registers, `run` starts it."""
+
+    def __init__(self, memory: GuestMemory, engine: Engine, cpus: int = 1) -> None:
+        self.memory = memory
+        self.vcpus = [engine(memory, CpuConfig(index, cpus)) for index in range(cpus)]
+        self.bus = Bus(self.vcpus[0].now)
+        self.processors = [Processor(index, vcpu, self.bus.lock) for index, vcpu in enumerate(self.vcpus)]
+        self.stopped: Stopped | None = None
+        self.expects_input = False
+        """A backend may feed input at any time, so that a halted guest without timers is not lost."""
+        self.resettable: list[Resettable] = []
+        self.flush: list[Callable[[], None]] = []
+        """Called when the guest idles, at every beat, and when the machine stops: chips' buffered output goes out."""
+        self.reboot: Callable[[], None] | None = None
+        """What a guest's reset does after the chips' reset: load the guest again. None: a reset stops the machine."""
+        self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
+        """How a halted processor sleeps, for clocks that are not the host's: a condition, and seconds or None."""
+        self._timeout = self.bus.timers.timer(self._time_out)
+        self._timeout_seconds = 0.0
+        self._next_beat = 0
+        self._failure: BaseException | None = None
+        self.bus.timers.on_deadline = self._set_deadline
+
+    # -- for board and library users ---------------------------------------------------------------------------------
+
+    def attach_port(self, device: WideDevice, base: int, count: int) -> None:
+        """Put a device on `count` I/O ports from `base`. Raises ValueError if one of them is taken."""
+        self.bus.ports.attach_wide(base, count, device)
+
+    def attach_mmio(self, device: WideDevice, base: int, size: int) -> None:
+        """Put a device at guest-physical `base`, which must not be memory. Raises ValueError on an overlap."""
+        for slot in self.memory.slots:
+            if base < slot.end and slot.start < base + size:
+                raise ValueError(
+                    f"{type(device).__name__}: range {base:#x}-{base + size - 1:#x} overlaps memory"
+                    f" at {slot.start:#x}-{slot.end - 1:#x}"
+                )
+        self.bus.mmio.attach(base, size, device)
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def run(self, timeout: float | None = None) -> Stopped:
+        """Run until the guest or `stop` ends it; `timeout` is in seconds of the guest clock.
+
+        After `Timeout` or `Interrupted` another `run` continues.
+        """
+        with self.bus.lock:
+            self.stopped = None
+            if timeout is not None:
+                self._timeout_seconds = timeout
+                self._timeout.set(self.bus.timers.now() + int(timeout * SECOND))
+        while True:
+            stopped = self._run_processors()
+            if not isinstance(stopped, Reset) or self.reboot is None:
+                break
+            self.reset()
+            self.stopped = None
+            self.reboot()
+        with self.bus.lock:
+            self._timeout.cancel()
+        return stopped
+
+    def stop(self, reason: Stopped) -> None:
+        """End `run` soon, with this reason unless there is one already. May be called from any thread or a signal."""
+        with self.bus.lock:
+            if self.stopped is None:
+                self.stopped = reason
+            for processor in self.processors:
+                processor.vcpu.kick()
+                processor.notify()
+
+    def interrupt(self) -> None:
+        """End `run` because the user wants it."""
+        self.stop(Interrupted())
+
+    def reset(self) -> None:
+        """Pull the reset line of every chip and processor; memory keeps its contents."""
+        with self.bus.lock:
+            for chip in self.resettable:
+                chip.reset()
+            for processor in self.processors:
+                processor.apic.reset()
+                processor.vcpu.init()
+                processor.reply = RESUME
+                processor.signalled = processor.halted_with_interrupt = False
+
+    def request_reset(self) -> None:
+        """A chip's reset output: stops the processors; `run` then reboots or returns `Reset`."""
+        self.stop(Reset())
+
+    # -- for the loop ------------------------------------------------------------------------------------------------
+
+    def idle(self) -> None:
+        """The guest waits: let buffered output out."""
+        for flush in self.flush:
+            flush()
+
+    def beat(self) -> None:
+        """The deadline passed: if it was the beat's, let buffered output out and set the next."""
+        now = self.bus.timers.now()
+        if now >= self._next_beat:
+            self.idle()
+            self._next_beat = now + BEAT
+            self._set_deadline(self.bus.timers.deadline)
+
+    def wait(self, processor: Processor) -> None:
+        """Sleep until the next timer or a notification."""
+        deadline = self.bus.timers.deadline
+        seconds = None
+        if processor.index == 0 and deadline != NEVER:  # the others leave the timers to the first
+            seconds = max(deadline - self.bus.timers.now(), 0) / SECOND
+        self.wait_for(processor.wake, seconds)
+
+    def _set_deadline(self, deadline: int) -> None:
+        first = self.processors[0]
+        first.vcpu.set_deadline(min(deadline, self._next_beat))
+        first.notify()
+
+    def _time_out(self) -> None:
+        self.stop(Timeout(self._timeout_seconds))
+
+    def _run_processors(self) -> Stopped:
+        """The boot processor in this thread, each other one in a thread of its own."""
+        self._next_beat = self.bus.timers.now() + BEAT
+        self._set_deadline(self.bus.timers.deadline)
+        threads = [
+            Thread(target=self._run_in_thread, args=(processor,), name=f"cpu{processor.index}", daemon=True)
+            for processor in self.processors[1:]
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            return run(self.processors[0], self)
+        finally:
+            if self.stopped is None:  # an exception of ours is on its way up
+                self.stop(Interrupted())
+            for thread in threads:
+                thread.join()
+            self.idle()
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+
+    def _run_in_thread(self, processor: Processor) -> None:
+        try:
+            run(processor, self)
+        except BaseException as failure:
+            self._failure = failure
+            self.stop(Interrupted())

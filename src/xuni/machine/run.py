@@ -1,0 +1,125 @@
+"""The loop: let the guest run until it needs us, serve it, answer, repeat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from xuni.bus.timers import NEVER
+from xuni.exits import (
+    Data,
+    EngineFailure,
+    Halt,
+    Inject,
+    InterruptWindow,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortIn,
+    PortOut,
+    Refuse,
+    Shutdown,
+    Sliced,
+    TprRead,
+    TprWrite,
+)
+from xuni.machine.processor import RESUME, Processor
+from xuni.machine.stopped import EngineFailed, Halted, Stopped, TripleFault
+
+if TYPE_CHECKING:
+    from xuni.machine.machine import Machine
+
+PAGE_OFFSET, PAGE_BASE = 0xFFF, ~0xFFF
+
+
+def run(processor: Processor, machine: Machine) -> Stopped:
+    """Run one processor until the machine stops; `processor.reply` then holds what it must be told to go on.
+
+    The bus lock is held while an exit is served, never while the guest runs.
+    """
+    vcpu, apic, bus = processor.vcpu, processor.apic, machine.bus
+    ports, mmio, timers, lock, now = bus.ports, bus.mmio, bus.timers, bus.lock, bus.timers.now
+    while True:
+        if apic.state.waiting_for_sipi:
+            with lock:
+                sleep(processor, machine)
+        if machine.stopped is not None:
+            return machine.stopped
+        event = vcpu.run(processor.reply)
+        with lock:
+            processor.reply = RESUME
+            match event:
+                case PortOut(port, size, data):
+                    ports.write(port, size, data)
+                case PortIn(port, size):
+                    processor.reply = Data(ports.read(port, size))
+                case MsrWrite(index, data):
+                    if not apic.write_msr(index, data):
+                        processor.reply = Refuse()
+                case InterruptWindow():
+                    vector = apic.acknowledge()
+                    if vector is not None:
+                        processor.reply = Inject(vector)
+                case MmioWrite(address, size, data):
+                    chip = apic if address & PAGE_BASE == apic.page else None
+                    chip.write(address & PAGE_OFFSET, size, data) if chip else mmio.write(address, size, data)
+                case MmioRead(address, size):
+                    chip = apic if address & PAGE_BASE == apic.page else None
+                    value = chip.read(address & PAGE_OFFSET, size) if chip else mmio.read(address, size)
+                    processor.reply = Data(value)
+                case MsrRead(index):
+                    found = apic.read_msr(index)
+                    processor.reply = Refuse() if found is None else Data(found)
+                case TprRead():
+                    processor.reply = Data(apic.tpr_class)
+                case TprWrite(data):
+                    apic.tpr_class = data
+                case Halt():
+                    halt(processor, machine)
+                    continue
+                case Sliced():
+                    machine.beat()
+                case Shutdown(reason):
+                    machine.stop(TripleFault(reason))
+                case EngineFailure(reason):
+                    machine.stop(EngineFailed(reason))
+                case unexpected:
+                    assert_never(unexpected)
+            processor.halted_with_interrupt = False
+            if now() >= timers.deadline:
+                timers.run_due()
+
+
+def halt(processor: Processor, machine: Machine) -> None:
+    """HLT: sleep until there is a reason to go on.
+
+    A processor that halts again and again with INTR up has its interrupts disabled: only a signal can wake it then.
+    """
+    if processor.interrupt and not processor.halted_with_interrupt:
+        processor.halted_with_interrupt = True
+        return  # the request came between the last instruction and this: the virtual CPU will take it now
+    if not processor.interrupt:
+        processor.halted_with_interrupt = False
+    sleep(processor, machine)
+    processor.halted_with_interrupt = processor.interrupt
+
+
+def sleep(processor: Processor, machine: Machine) -> None:
+    """Wait for INTR (unless it is up and of no use), NMI, INIT or a start-up IPI, and run the timers meanwhile."""
+    timers = machine.bus.timers
+    masked = processor.halted_with_interrupt
+    machine.idle()
+    while machine.stopped is None:
+        if timers.deadline <= timers.now():
+            timers.run_due()
+        if processor.signalled or processor.interrupt and not masked:
+            processor.signalled = False
+            return
+        if len(machine.processors) == 1:
+            if masked:
+                machine.stop(Halted("interrupts are disabled, and no other processor can send it a signal"))
+                return
+            if timers.deadline == NEVER and not machine.expects_input:
+                machine.stop(Halted("no timer is set, and no input can arrive"))
+                return
+        machine.wait(processor)
