@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import termios
 import tty
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from types import FrameType
 
 ESCAPE = 0x01  # Ctrl-A
 HELP = (
@@ -82,17 +80,16 @@ def size(descriptor: int = 1) -> tuple[int, int] | None:
 
 @contextmanager
 def raw(descriptor: int = 0) -> Iterator[None]:
-    """Raw mode until the block ends, however it ends: returning, an exception, SIGTERM, SIGHUP or `sys.exit`."""
+    """Raw mode until the block ends, however it ends; also at the process's exit from elsewhere.
+
+    A signal whose default action kills would leave the terminal raw: the caller handles SIGTERM and SIGHUP.
+    """
     before = termios.tcgetattr(descriptor)
 
     def restore() -> None:
-        # TCSANOW would keep what was typed ahead for the shell that follows; TCSAFLUSH drops it.
+        # TCSAFLUSH drops what was typed ahead: it was meant for the guest, not for the shell that follows.
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
 
-    def die(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    handlers = {number: signal.signal(number, die) for number in (signal.SIGTERM, signal.SIGHUP)}
     atexit.register(restore)
     try:
         tty.setraw(descriptor, termios.TCSANOW)
@@ -100,5 +97,3 @@ def raw(descriptor: int = 0) -> Iterator[None]:
     finally:
         restore()
         atexit.unregister(restore)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

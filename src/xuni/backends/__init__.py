@@ -1,0 +1,1 @@
+"""Where a device's data ends on the host."""
