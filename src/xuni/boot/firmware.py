@@ -38,7 +38,7 @@ def install(memory: GuestMemory, board: BoardFacts) -> None:
     memory.write(0, pack(f"<{VECTORS}I", *vectors))
     memory.write(BIOS_ROM + DUMMY_HANDLER, IRET)
     memory.write(BIOS_ROM + TIMER_HANDLER, TIMER_CODE)
-    ports = [com.port for com in board.com_ports[:4]]
+    ports = [uart.base for uart in board.serial[:4]]
     memory.write(BIOS_DATA, pack("<4H", *ports, *[0] * (4 - len(ports))))
     memory.write_u16(BIOS_DATA + 0x0E, EBDA >> 4)
     memory.write_u16(BIOS_DATA + 0x10, len(ports) << 9)  # equipment word: bits 9-11 count the COM ports

@@ -1,12 +1,19 @@
-"""Where the board's parts answer, as ACPI and the boot records tell the guest.
+"""Guest-physical addresses that are the same on every PC, and the record of what a board is made of.
 
-The same numbers are in the board's recipe; a test of the board compares them. Addresses are guest-physical.
+The chips' own addresses are in their configuration records, so that the tables and the board cannot disagree.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from xuni.devices.acpi_pm import AcpiPmConfig
+from xuni.devices.apic.ioapic import IoApicConfig
+from xuni.devices.i8042 import I8042Config
+from xuni.devices.pci.bus import PciConfig
+from xuni.devices.rtc import RtcConfig
+from xuni.devices.uart import COM_PORTS, UartConfig
 
 # Memory below 1 MiB, as every PC's firmware leaves it.
 BIOS_DATA: Final = 0x400
@@ -20,56 +27,25 @@ ACPI_BASE: Final = 0xE_0000
 BIOS_ROM: Final = 0xF_0000
 HIGH_MEMORY: Final = 0x10_0000
 
-# Interrupt controllers.
-LOCAL_APIC: Final = 0xFEE0_0000
-IO_APIC: Final = 0xFEC0_0000
-IO_APIC_INPUTS: Final = 24
-HPET: Final = 0xFED0_0000
-
-# ACPI fixed hardware. PM1a_CNT at 0x604 is where bare-metal guests written for QEMU look for it.
-PM1A_EVENT: Final = 0x600
-PM1A_CONTROL: Final = 0x604
-PM_TIMER: Final = 0x608
-SCI: Final = 9
-"""Interrupt of the power-management registers: level-triggered, active high."""
-SLEEP_TYPE_S5: Final = 0
-"""PM1a_CNT.SLP_TYP for power-off."""
 RESET_PORT: Final = 0xCF9
+"""Reset control register of a PC's chipset, and what the FADT tells the guest to write there."""
 RESET_VALUE: Final = 0x06
 
-RTC_PORT: Final = 0x70
-I8042_DATA: Final = 0x60
-I8042_COMMAND: Final = 0x64
-
-# PCI windows of host bridge 0.
-PCI_CONFIG_PORT: Final = 0xCF8
 PCI_MEMORY: Final = 0xC000_0000
+"""Where RAM below 4 GiB ends at the latest, and devices of PCI bus 0 may be placed ..."""
 PCI_MEMORY_END: Final = 0xFEC0_0000
-
-
-@dataclass(frozen=True, slots=True)
-class ComPort:
-    """A 16550 UART: eight ports from `port` on, and an ISA interrupt."""
-
-    port: int
-    irq: int
-
-
-COM1: Final = ComPort(0x3F8, 4)
-COM2: Final = ComPort(0x2F8, 3)
+"""... until the interrupt controllers begin."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoardFacts:
-    """What differs from one board to the next, for the tables that describe it."""
+    """What the guest is told of its board. A device whose record is None is not there."""
 
     cpus: int = 1
     """Their local APIC identifiers are 0 to `cpus` - 1."""
-    com_ports: tuple[ComPort, ...] = (COM1, COM2)
-    i8042: bool = True
-    rtc: bool = True
-    pci: bool = True
-    """Configuration mechanism 1 answers at 0xCF8 and 0xCFC."""
-    hpet: bool = False
-    power_button: bool = False
-    """PM1a_STS.PWRBTN_STS reports a press of the fixed power button through the SCI."""
+    io_apic: IoApicConfig = field(default_factory=IoApicConfig)
+    acpi: AcpiPmConfig = field(default_factory=AcpiPmConfig)
+    serial: tuple[UartConfig, ...] = COM_PORTS[:1]
+    keyboard: I8042Config | None = field(default_factory=I8042Config)
+    rtc: RtcConfig | None = field(default_factory=RtcConfig)
+    pci: PciConfig | None = field(default_factory=PciConfig)

@@ -12,7 +12,6 @@ ZERO_OP, ONE_OP, NAME_OP = b"\x00", b"\x01", b"\x08"
 BYTE_PREFIX, WORD_PREFIX, DWORD_PREFIX, STRING_PREFIX, QWORD_PREFIX = b"\x0a", b"\x0b", b"\x0c", b"\x0d", b"\x0e"
 SCOPE_OP, BUFFER_OP, PACKAGE_OP = b"\x10", b"\x11", b"\x12"
 DEVICE_OP: Final = b"\x5b\x82"
-PROCESSOR_OP: Final = b"\x5b\x83"
 
 END_TAG: Final = b"\x79\x00"
 """Ends a resource template; the zero checksum means "not checked" (section 6.4.2.9)."""
@@ -115,11 +114,6 @@ def io(port: int, count: int, align: int = 1) -> bytes:
 def irq(number: int) -> bytes:
     """`IRQNoFlags () {number}`: edge-triggered, active high."""
     return pack("<BH", 0x22, 1 << number)
-
-
-def memory32_fixed(base: int, size: int, *, writable: bool = True) -> bytes:
-    """`Memory32Fixed (ReadWrite, base, size)`."""
-    return pack("<BHBII", 0x86, 9, writable, base, size)
 
 
 MEMORY_RANGE, IO_RANGE, BUS_RANGE = 0, 1, 2

@@ -12,7 +12,7 @@ MAX_NAMED_CPUS = 4096
 
 def definition_block(board: BoardFacts) -> bytes:
     """The AML of the DSDT, without the table header."""
-    sleep = aml.integer(layout.SLEEP_TYPE_S5)
+    sleep = aml.integer(board.acpi.s5_type)
     return b"".join(
         [
             aml.name("\\_S5_", aml.package(sleep, sleep, aml.integer(0), aml.integer(0))),
@@ -32,43 +32,16 @@ def _processor(number: int) -> bytes:
 
 def _host_bridge(board: BoardFacts) -> bytes:
     """PCI0 and the ISA devices behind it; without PCI, a plain container of the same devices."""
-    devices = [_uart(number, com.port, com.irq) for number, com in enumerate(board.com_ports)]
-    if board.i8042:
-        devices += [
-            aml.device(
-                "KBD_",
-                aml.name("_HID", aml.eisa_id("PNP0303")),
-                aml.name("_STA", aml.integer(0xF)),
-                aml.name(
-                    "_CRS",
-                    aml.resources(aml.io(layout.I8042_DATA, 1), aml.io(layout.I8042_COMMAND, 1), aml.irq(1)),
-                ),
-            ),
-            aml.device(
-                "MOU_",
-                aml.name("_HID", aml.eisa_id("PNP0F13")),
-                aml.name("_STA", aml.integer(0xF)),
-                aml.name("_CRS", aml.resources(aml.irq(12))),
-            ),
-        ]
-    if board.rtc:
-        devices.append(
-            aml.device(
-                "RTC_",
-                aml.name("_HID", aml.eisa_id("PNP0B00")),
-                aml.name("_CRS", aml.resources(aml.io(layout.RTC_PORT, 8), aml.irq(8))),
-            )
-        )
-    if board.hpet:
-        devices.append(
-            aml.device(
-                "HPET",
-                aml.name("_HID", aml.eisa_id("PNP0103")),
-                aml.name("_CRS", aml.resources(aml.memory32_fixed(layout.HPET, 0x400, writable=False))),
-            )
-        )
+    devices = [_isa_device(f"COM{n:X}", "PNP0501", (aml.io(uart.base, 8), aml.irq(uart.irq)), n)
+               for n, uart in enumerate(board.serial, 1)]  # fmt: skip
+    if keyboard := board.keyboard:
+        ports = aml.io(keyboard.base, 1), aml.io(keyboard.base + 4, 1)
+        devices.append(_isa_device("KBD_", "PNP0303", (*ports, aml.irq(keyboard.irq))))
+    if rtc := board.rtc:
+        devices.append(_isa_device("RTC_", "PNP0B00", (aml.io(rtc.base, 2), aml.irq(rtc.irq))))
     if not board.pci:
         return aml.device("ISA_", aml.name("_HID", aml.eisa_id("PNP0A05")), aml.name("_UID", aml.integer(0)), *devices)
+    config = board.pci.base
     return aml.device(
         "PCI0",
         aml.name("_HID", aml.eisa_id("PNP0A03")),
@@ -78,9 +51,9 @@ def _host_bridge(board: BoardFacts) -> bytes:
             "_CRS",
             aml.resources(
                 aml.bus_numbers(0, 0xFF),
-                aml.io(layout.PCI_CONFIG_PORT, 8),
-                aml.io_window(0, layout.PCI_CONFIG_PORT - 1),
-                aml.io_window(layout.PCI_CONFIG_PORT + 8, 0xFFFF),
+                aml.io(config, 8),
+                aml.io_window(0, config - 1),
+                aml.io_window(config + 8, 0xFFFF),
                 aml.memory_window(layout.PCI_MEMORY, layout.PCI_MEMORY_END - 1),
             ),
         ),
@@ -88,11 +61,10 @@ def _host_bridge(board: BoardFacts) -> bytes:
     )
 
 
-def _uart(number: int, port: int, irq: int) -> bytes:
-    return aml.device(
-        f"COM{number + 1:X}",
-        aml.name("_HID", aml.eisa_id("PNP0501")),
-        aml.name("_UID", aml.integer(number + 1)),
-        aml.name("_STA", aml.integer(0xF)),
-        aml.name("_CRS", aml.resources(aml.io(port, 8), aml.irq(irq))),
-    )
+def _isa_device(name: str, identifier: str, descriptors: tuple[bytes, ...], uid: int | None = None) -> bytes:
+    """A device that is there (_STA: present, enabled, shown, working) with fixed resources."""
+    terms = [aml.name("_HID", aml.eisa_id(identifier))]
+    if uid is not None:
+        terms.append(aml.name("_UID", aml.integer(uid)))
+    terms += [aml.name("_STA", aml.integer(0xF)), aml.name("_CRS", aml.resources(*descriptors))]
+    return aml.device(name, *terms)

@@ -13,6 +13,9 @@ from xuni.boot import layout
 from xuni.boot.acpi import dsdt
 from xuni.boot.image import BootError
 from xuni.boot.layout import BoardFacts
+from xuni.devices import rtc
+from xuni.devices.acpi_pm import CONTROL, GPE_STATUS, STATUS, TIMER
+from xuni.devices.apic.state import DEFAULT_BASE as LOCAL_APIC_BASE
 from xuni.memory.guest import GuestMemory
 
 HEADER: Final = Struct("<4sIBB6s8sI4sI")
@@ -21,13 +24,10 @@ OEM_ID, OEM_TABLE_ID, CREATOR_ID = b"XUNI  ", b"XUNIPC  ", b"XUNI"
 ALIGNMENT: Final = 64
 """The FACS must lie on 64 bytes (section 5.2.10); so do all."""
 
-SYSTEM_IO, SYSTEM_MEMORY = 1, 0
 MAX_XAPIC_ID: Final = 254
 
-# FADT, fixed feature flags (table 5.10).
-WBINVD, PROC_C1, SLP_BUTTON, RTC_S4, RESET_REG_SUP = 1 << 0, 1 << 2, 1 << 5, 1 << 7, 1 << 10
-PWR_BUTTON: Final = 1 << 4
-"""Set: there is no fixed power button, as SLP_BUTTON says of the sleep button. TMR_VAL_EXT is left out: 24 bits."""
+# FADT, fixed feature flags (table 5.10). The power button is fixed hardware, the sleep button is not there.
+WBINVD, PROC_C1, SLP_BUTTON, RTC_S4, TMR_VAL_EXT, RESET_REG_SUP = 1 << 0, 1 << 2, 1 << 5, 1 << 7, 1 << 8, 1 << 10
 # FADT, IA-PC boot architecture flags (table 5.11).
 LEGACY_DEVICES, HAS_8042, VGA_NOT_PRESENT, NO_ASPM, NO_RTC = 1 << 0, 1 << 1, 1 << 2, 1 << 4, 1 << 5
 
@@ -50,9 +50,10 @@ def table(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(data)
 
 
-def generic_address(space: int, address: int, bits: int, access: int = 0) -> bytes:
-    """A Generic Address Structure (section 5.2.3.2). `access`: 1 byte, 2 word, 3 dword."""
-    return pack("<BBBBQ", space, bits, 0, access, address)
+def generic_address(port: int, bits: int, access: int) -> bytes:
+    """A Generic Address Structure for I/O ports (section 5.2.3.2). `access`: 1 byte, 2 word, 3 dword."""
+    system_io = 1
+    return pack("<BBBBQ", system_io, bits, 0, access, port)
 
 
 def rsdp(rsdt: int, xsdt: int) -> bytes:
@@ -69,12 +70,14 @@ def facs() -> bytes:
 
 
 def fadt(facs_address: int, dsdt_address: int, board: BoardFacts) -> bytes:
-    """Fixed ACPI Description Table, revision 5: PM1a registers, PM timer, reset register; ACPI mode from the start."""
+    """Fixed ACPI Description Table, revision 5: PM1a, PM timer, GPE block 0, reset register."""
+    pm = board.acpi
+    event, control, timer, gpe = (pm.base + offset for offset in (STATUS, CONTROL, TIMER, GPE_STATUS))
     flags = WBINVD | PROC_C1 | SLP_BUTTON | RTC_S4 | RESET_REG_SUP
-    if not board.power_button:
-        flags |= PWR_BUTTON
+    if pm.timer_bits == 32:
+        flags |= TMR_VAL_EXT
     boot_flags = LEGACY_DEVICES | VGA_NOT_PRESENT | NO_ASPM
-    if board.i8042:
+    if board.keyboard:
         boot_flags |= HAS_8042
     if not board.rtc:
         boot_flags |= NO_RTC
@@ -85,25 +88,26 @@ def fadt(facs_address: int, dsdt_address: int, board: BoardFacts) -> bytes:
         body[offset - HEADER.size : offset - HEADER.size + len(data)] = data
 
     put(36, pack("<II", facs_address, dsdt_address))
-    put(45, b"\x00")  # Preferred_PM_Profile: unspecified
-    put(46, pack("<H", layout.SCI))
-    # SMI_CMD, ACPI_ENABLE and ACPI_DISABLE stay 0: there is no legacy mode to leave.
-    put(56, pack("<I", layout.PM1A_EVENT))
-    put(64, pack("<I", layout.PM1A_CONTROL))
-    put(76, pack("<I", layout.PM_TIMER))
-    put(88, bytes([4, 2, 0, 4]))  # PM1_EVT_LEN, PM1_CNT_LEN, PM2_CNT_LEN, PM_TMR_LEN
+    put(46, pack("<H", pm.sci))
+    put(48, pack("<IBB", pm.smi_command, pm.enable_value, pm.disable_value))
+    put(56, pack("<I", event))
+    put(64, pack("<I", control))
+    put(76, pack("<I", timer))
+    put(80, pack("<I", gpe))
+    put(88, bytes([4, 2, 0, 4, 4]))  # PM1_EVT_LEN, PM1_CNT_LEN, PM2_CNT_LEN, PM_TMR_LEN, GPE0_BLK_LEN
     put(96, pack("<HH", 0xFFF, 0xFFF))  # P_LVL2_LAT, P_LVL3_LAT: no C2, no C3
-    put(108, bytes([0x32 if board.rtc else 0]))  # CENTURY: RTC RAM index
+    put(108, bytes([rtc.Reg.CENTURY if board.rtc else 0]))
     put(109, pack("<H", boot_flags))
     put(112, pack("<I", flags))
-    put(116, generic_address(SYSTEM_IO, layout.RESET_PORT, 8, 1))
+    put(116, generic_address(layout.RESET_PORT, 8, 1))
     put(128, bytes([layout.RESET_VALUE]))
     put(131, b"\x01")  # FADT minor version
     # X_FIRMWARE_CTRL stays 0: it and FIRMWARE_CTRL exclude each other.
     put(140, pack("<Q", dsdt_address))
-    put(148, generic_address(SYSTEM_IO, layout.PM1A_EVENT, 32, 2))
-    put(172, generic_address(SYSTEM_IO, layout.PM1A_CONTROL, 16, 2))
-    put(208, generic_address(SYSTEM_IO, layout.PM_TIMER, 32, 3))
+    put(148, generic_address(event, 32, 2))
+    put(172, generic_address(control, 16, 2))
+    put(208, generic_address(timer, 32, 3))
+    put(220, generic_address(gpe, 32, 1))
     return table(b"FACP", 5, bytes(body))
 
 
@@ -116,22 +120,15 @@ def madt(board: BoardFacts) -> bytes:
             entries.append(pack("<BBBBI", 0, 8, cpu, cpu, enabled))
         else:
             entries.append(pack("<BBHIII", 9, 16, 0, cpu, enabled, cpu))
-    entries.append(pack("<BBBBII", 1, 12, 0, 0, layout.IO_APIC, 0))
+    entries.append(pack("<BBBBII", 1, 12, board.io_apic.id, 0, board.io_apic.base, 0))
     # ISA interrupts go to the inputs of the same number, but the timer to 2; the SCI is level-triggered.
     entries.append(pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
-    entries.append(pack("<BBBBIH", 2, 10, 0, layout.SCI, layout.SCI, ACTIVE_HIGH | LEVEL))
+    entries.append(pack("<BBBBIH", 2, 10, 0, board.acpi.sci, board.acpi.sci, ACTIVE_HIGH | LEVEL))
     entries.append(pack("<BBBHB", 4, 6, 0xFF, 0, 1))  # NMI: LINT1 of every processor
     if board.cpus > MAX_XAPIC_ID + 1:
         entries.append(pack("<BBHIB3x", 0xA, 12, 0, 0xFFFF_FFFF, 1))
     pc_at_compatible = 1  # the two 8259s are there
-    return table(b"APIC", 4, pack("<II", layout.LOCAL_APIC, pc_at_compatible) + b"".join(entries))
-
-
-def hpet() -> bytes:
-    """High Precision Event Timer Description Table (IA-PC HPET 1.0a, section 3.2.4): three 64-bit timers."""
-    event_timer_block = 0x8086_A201
-    body = pack("<I", event_timer_block) + generic_address(SYSTEM_MEMORY, layout.HPET, 64)
-    return table(b"HPET", 1, body + pack("<BHB", 0, 100, 0))
+    return table(b"APIC", 4, pack("<II", LOCAL_APIC_BASE, pc_at_compatible) + b"".join(entries))
 
 
 def build(memory: GuestMemory, board: BoardFacts) -> int:
@@ -152,8 +149,6 @@ def build(memory: GuestMemory, board: BoardFacts) -> int:
     facs_address = put(facs())
     dsdt_address = put(table(b"DSDT", 2, dsdt.definition_block(board)))
     tables = [put(fadt(facs_address, dsdt_address, board)), put(madt(board))]
-    if board.hpet:
-        tables.append(put(hpet()))
     rsdt = put(table(b"RSDT", 1, pack(f"<{len(tables)}I", *tables)))
     xsdt = put(table(b"XSDT", 1, pack(f"<{len(tables)}Q", *tables)))
     memory.write(layout.ACPI_BASE, rsdp(rsdt, xsdt))
