@@ -15,6 +15,8 @@ from xuni.isa.x86.state import Gpr, Seg, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xuni.isa.x86.instruction import Operand
+
 
 class Cpu:
     """One logical processor. `s` is its state record, `flags` its arithmetic flags.
@@ -77,6 +79,10 @@ class Cpu:
         """Write through segmentation and paging at the current privilege."""
         raise NotImplementedError
 
+    def memory(self, segment: int | Bits, offset: Bits, width: int) -> Operand:
+        """The memory operand at a computed address (64 bits); with LOCK its read and write are one atomic update."""
+        raise NotImplementedError
+
     def load_linear(self, address: Bits, width: int, system: bool = True) -> Bits:
         """Read at a linear address; `system`: an implicit supervisor access (descriptor tables, TSS), whatever the CPL."""
         raise NotImplementedError
@@ -97,7 +103,7 @@ class Cpu:
         """Atomically set bits of a naturally aligned value in guest-physical memory (accessed and dirty bits)."""
         raise NotImplementedError
 
-    def window(self, segment: int, offset: Bits, write: bool) -> tuple[Bits, Bits]:
+    def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
         """Host pointer, and how many bytes from `offset` upward are plain memory of one page that may be accessed directly.
 
         The length is 0 where accesses must go one by one (device memory, watched code, a limit that is near). May fault.

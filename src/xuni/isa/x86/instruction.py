@@ -12,12 +12,14 @@ An encoding is, in this order and separated by blanks:
     ModRM      /r, or /0 ... /7 when ModRM.reg extends the opcode
     operands   codes in the style of SDM vol. 2, appendix A, in the order the function takes them (destination first;
                an instruction with an implicit third operand lists it):
-        Eb Ew Ed Eq Ev Ey   ModRM.rm: general register or memory (v: 16/32/64 by operand size, y: 32/64, z: 16/32)
+        Eb Ew Ed Eq Ev Ey   ModRM.rm: general register or memory (v: 16/32/64 by operand size, y: 32/64, z: 16/32;
+                            Ez too)
         Gb Gw Gd Gq Gv Gy   ModRM.reg: general register           Rv Ry Rd Rq: ModRM.rm, register only
         M Mb Mw Md Mq Mv My Mdq Mp Ms   ModRM.rm: memory only (M: address only; Mdq: 128 bits, read as 2 lanes of 64)
         Zv Zb               register in the opcode's low three bits     By: VEX.vvvv general register
         Ib Iw Iz Iv Ibs Ibu  immediate: Iz is 16/32 bits sign-extended to v; Ibs is 8 bits sign-extended to the operand size
         1 AL CL AX DX EAX rAX            fixed operands
+        Xb Xv Yb Yv         memory at rSI (DS unless overridden) and at ES:rDI, by address size
         Ob Ov               memory at an immediate address      Ap: far pointer      Jb Jz: branch displacement
         Sw Cy Dy            segment, control, debug register number (ModRM.reg): `.index` is a Bits of 8
         Vx Wx Ux            XMM register (ModRM.reg) / XMM or 128-bit memory / XMM in ModRM.rm only: 2 lanes of 64
