@@ -19,8 +19,8 @@ def masked(count: Bits, width: int) -> Bits:
 
 
 def _leave_undefined(cpu: Cpu, count: Bits, *nonzero: str, from_width: tuple[str, ...] = (), width: int = 64) -> None:
-    """OF is defined for a count of 1 only; `nonzero` are undefined for all counts but 0, `from_width` from `width` on."""
-    least, most = (int(count), int(count)) if count.known else (0, 63)
+    """OF is defined for a count of 1 only; `nonzero` are undefined for counts but 0, `from_width` from `width` on."""
+    most = int(count) if count.known else 63
     if most > 1:
         cpu.flags.leave_undefined("of")
     if most > 0:

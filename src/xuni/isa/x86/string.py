@@ -1,7 +1,8 @@
 """String instructions, SDM vol. 2: MOVS, CMPS, SCAS, LODS, STOS, alone and repeated.
 
-A repeated instruction is exact by iteration: RSI, RDI and RCX are those of the iterations done whenever one faults. It does
-at most `cpu.iteration_limit` iterations at once and is then executed again, so that interrupts and the clock get their turn.
+A repeated instruction is exact by iteration: RSI, RDI and RCX are those of the iterations done whenever one faults. It
+does at most `cpu.iteration_limit` iterations at once and is then executed again, so that interrupts and the clock get
+their turn.
 """
 
 from __future__ import annotations
