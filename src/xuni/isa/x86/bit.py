@@ -123,7 +123,7 @@ def tzcnt(cpu: Cpu, dst: Operand, src: Operand) -> None:
     cpu.flags.leave_undefined("of", "sf", "af", "pf")
 
 
-@instruction("LZCNT", "F3 0F BD /r Gv Ev", feature="abm")
+@instruction("LZCNT", "F3 0F BD /r Gv Ev", feature="lzcnt")
 def lzcnt(cpu: Cpu, dst: Operand, src: Operand) -> None:
     value = src.read()
     r = value.clz()
