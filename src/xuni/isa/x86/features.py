@@ -50,7 +50,7 @@ _ROWS: Final = {
     (7, 0, Register.ECX): "umip 2  pku<xsave 3  -la57<lm 16  rdpid 22  -movdiri 27  -movdir64b 28  pks<lm 31",
     (7, 0, Register.EDX): "fsrm<erms 4  arch_capabilities<msr 29",
     (0xD, 1, Register.EAX): "xsaveopt<xsave 0  xsavec<xsave 1  xgetbv1<xsave 2  xsaves<xsavec 3",
-    (0x80000001, 0, Register.ECX): "lahf_lm<lm 0  abm 5  3dnowprefetch 8",
+    (0x80000001, 0, Register.ECX): "lahf_lm<lm 0  lzcnt 5  3dnowprefetch 8",
     (0x80000001, 0, Register.EDX): "syscall<lm 11  nx<pae 20  pdpe1gb<lm 26  rdtscp<tsc 27  lm<pae 29",
     (0x80000007, 0, Register.EDX): "constant_tsc<tsc 8",
 }
@@ -69,6 +69,7 @@ def _table() -> tuple[Feature, ...]:
 
 FEATURES: Final = _table()
 BY_NAME: Final = {f.name: f for f in FEATURES}
+FEATURE_BITS: Final = {f.name: f.number for f in FEATURES}
 assert len(BY_NAME) == len(FEATURES) <= 512
 assert all(r in BY_NAME for f in FEATURES for r in f.requires)
 

@@ -172,40 +172,54 @@ def set_real(cpu: Cpu, segment: Bits | int, selector: Bits) -> None:
 
 
 @native
-def load_segment(cpu: Cpu, segment: U8, selector: U64) -> None:
-    """Load ES, SS, DS, FS or GS as MOV and POP do: #GP, #NP or #SS with the selector as error code."""
-    s = cpu.s
-    if ~is_protected(cpu):
-        set_real(cpu, segment, selector)
-        return
-    cpl, rpl = s.cpl, selector & 3
+def stack_descriptor(cpu: Cpu, selector: U64, level: U64, vector: U64, ext: U64) -> tuple[U64, U64, U64]:
+    """(base, limit, attributes) of a stack segment for a privilege level: `vector` or #SS with the selector."""
     if (selector & 0xFFFC) == 0:
-        if segment != Seg.SS:
-            set_null(cpu, segment, selector)
-            return
-        if (cpl == 3) | (rpl != cpl) | ~is_64bit(cpu):
-            raise GuestFault(cpu, Vector.GP, 0)
-        set_segment(cpu, Seg.SS, selector, u64(0), u64(0), cpl << 5 | UNUSABLE)
-        return
-    address, descriptor = fetch_descriptor(cpu, selector, u64(Vector.GP), u64(0))
+        selector_fault(cpu, vector, selector, ext)
+    address, descriptor = fetch_descriptor(cpu, selector, vector, ext)
     attr = attributes(descriptor)
-    dpl = dpl_of(attr)
-    missing = u64(Vector.NP)
-    if segment == Seg.SS:
-        if (rpl != cpl) | (dpl != cpl) | ((attr & (Attr.S | EXECUTABLE | WRITABLE)) != (Attr.S | WRITABLE)):
-            selector_gp(cpu, selector)
-        missing = u64(Vector.SS)
-    else:
-        unreadable = (attr & (EXECUTABLE | WRITABLE)) == EXECUTABLE
-        if ((attr & Attr.S) == 0) | unreadable:
-            selector_gp(cpu, selector)
-        conforming = (attr & (EXECUTABLE | CONFORMING)) == EXECUTABLE | CONFORMING
-        if ~conforming & ((rpl > dpl) | (cpl > dpl)):
-            selector_gp(cpu, selector)
+    wrong_type = (attr & (Attr.S | EXECUTABLE | WRITABLE)) != Attr.S | WRITABLE
+    if ((selector & 3) != level) | (dpl_of(attr) != level) | wrong_type:
+        selector_fault(cpu, vector, selector, ext)
     if (attr & Attr.P) == 0:
-        selector_fault(cpu, missing, selector, u64(0))
+        selector_fault(cpu, u64(Vector.SS), selector, ext)
+    attr = mark_accessed(cpu, address, descriptor)
+    return base_of(descriptor), limit_of(descriptor), attr
+
+
+@native
+def load_data_segment(cpu: Cpu, segment: U8, selector: U64, vector: U64, ext: U64) -> None:
+    """Load ES, DS, FS or GS in protected mode: `vector` or #NP with the selector."""
+    if (selector & 0xFFFC) == 0:
+        set_null(cpu, segment, selector)
+        return
+    address, descriptor = fetch_descriptor(cpu, selector, vector, ext)
+    attr = attributes(descriptor)
+    unreadable = (attr & (EXECUTABLE | WRITABLE)) == EXECUTABLE
+    conforming = (attr & (EXECUTABLE | CONFORMING)) == EXECUTABLE | CONFORMING
+    dpl = dpl_of(attr)
+    private = ~conforming & (((selector & 3) > dpl) | (cpu.s.cpl > dpl))
+    if ((attr & Attr.S) == 0) | unreadable | private:
+        selector_fault(cpu, vector, selector, ext)
+    if (attr & Attr.P) == 0:
+        selector_fault(cpu, u64(Vector.NP), selector, ext)
     attr = mark_accessed(cpu, address, descriptor)
     set_segment(cpu, segment, selector, base_of(descriptor), limit_of(descriptor), attr)
+
+
+@native
+def load_segment(cpu: Cpu, segment: U8, selector: U64) -> None:
+    """Load ES, SS, DS, FS or GS as MOV and POP do: #GP, #NP or #SS with the selector as error code."""
+    cpl = cpu.s.cpl
+    if ~is_protected(cpu):
+        set_real(cpu, segment, selector)
+    elif segment != Seg.SS:
+        load_data_segment(cpu, segment, selector, u64(Vector.GP), u64(0))
+    elif ((selector & 0xFFFC) == 0) & is_64bit(cpu) & (cpl != 3) & ((selector & 3) == cpl):
+        set_segment(cpu, Seg.SS, selector, u64(0), u64(0), cpl << 5 | UNUSABLE)
+    else:
+        base, limit, attr = stack_descriptor(cpu, selector, cpl, u64(Vector.GP), u64(0))
+        set_segment(cpu, Seg.SS, selector, base, limit, attr)
 
 
 # -- addresses ---------------------------------------------------------------------------------------------------------
