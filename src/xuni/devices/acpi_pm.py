@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntFlag
+from enum import IntEnum
 from typing import Final
 
 from xuni.bus.lines import Line
@@ -32,13 +32,13 @@ class AcpiPmConfig:
     """Port through which the guest enables and disables ACPI mode."""
     enable_value: int = 0x02
     disable_value: int = 0x03
-    s5_type: int = 5
-    """SLP_TYP that means power off."""
+    s5_type: int = 0
+    """SLP_TYP that means power off; bare-metal guests write 0x2000 to the control register."""
     timer_bits: int = 32
     """Width of the timer: 24 or 32 (FADT flag TMR_VAL_EXT)."""
 
 
-class Pm1(IntFlag):
+class Pm1(IntEnum):
     """PM1 status and enable bits."""
 
     TIMER, GLOBAL, POWER_BUTTON, SLEEP_BUTTON, RTC, WAKE = 1, 1 << 5, 1 << 8, 1 << 9, 1 << 10, 1 << 15

@@ -7,7 +7,7 @@ halves of the DMA address (big-endian).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from struct import Struct
 from typing import Final, Protocol
 
@@ -66,7 +66,7 @@ class Key(IntEnum):
     E820_TABLE = 0x8003
 
 
-class Dma(IntFlag):
+class Dma(IntEnum):
     """DMA control word; the selected key is in bits 31:16."""
 
     ERROR, READ, SKIP, SELECT, WRITE = 1, 2, 4, 8, 16

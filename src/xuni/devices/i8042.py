@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 from xuni.bus.lines import Line
@@ -28,13 +28,13 @@ class I8042Config:
     irq: int = 1
 
 
-class Status(IntFlag):
+class Status(IntEnum):
     """Status register."""
 
     OUTPUT_FULL, INPUT_FULL, SYSTEM, COMMAND, UNLOCKED, AUX_DATA, TIMEOUT, PARITY = (1 << bit for bit in range(8))
 
 
-class Mode(IntFlag):
+class Mode(IntEnum):
     """The controller's command byte."""
 
     KEYBOARD_IRQ, AUX_IRQ, SYSTEM, _, KEYBOARD_OFF, AUX_OFF, TRANSLATE = (1 << bit for bit in range(7))

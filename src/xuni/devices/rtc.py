@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 from xuni.bus.lines import Line
@@ -40,13 +40,13 @@ class Reg(IntEnum):
     CENTURY = 0x32
 
 
-class B(IntFlag):
+class B(IntEnum):
     """Register B; its high nibble enables what register C reports."""
 
     DST, HOURS_24, BINARY, SQUARE_WAVE, UPDATE, ALARM, PERIODIC, SET = (1 << bit for bit in range(8))
 
 
-class C(IntFlag):
+class C(IntEnum):
     """Register C: flags, cleared by reading."""
 
     UPDATE, ALARM, PERIODIC, INTERRUPT = 0x10, 0x20, 0x40, 0x80

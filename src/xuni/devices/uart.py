@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 from xuni.bus.lines import Line
@@ -34,46 +34,25 @@ class Reg(IntEnum):
     DATA, IER, IIR, LCR, MCR, LSR, MSR, SCRATCH = range(8)
 
 
-class Ier(IntFlag):
-    """Interrupt enable register."""
+# Bits of each register. Plain numbers, not members of an enum: every byte of a serial console passes here.
+IER_RX_READY, IER_TX_EMPTY, IER_LINE_STATUS, IER_MODEM_STATUS = 1, 2, 4, 8
+LSR_RX_READY, LSR_OVERRUN, LSR_PARITY, LSR_FRAMING, LSR_BREAK, LSR_TX_EMPTY, LSR_TX_IDLE = (1 << i for i in range(7))
+MCR_DTR, MCR_RTS, MCR_OUT1, MCR_OUT2, MCR_LOOPBACK = (1 << bit for bit in range(5))  # OUT2 gates the interrupt on a PC
+MSR_DCTS, MSR_DDSR, MSR_TERI, MSR_DDCD, MSR_CTS, MSR_DSR, MSR_RI, MSR_DCD = (1 << bit for bit in range(8))
 
-    RX_READY, TX_EMPTY, LINE_STATUS, MODEM_STATUS = 1, 2, 4, 8
-
-
-class Lsr(IntFlag):
-    """Line status register."""
-
-    RX_READY, OVERRUN, PARITY, FRAMING, BREAK, TX_EMPTY, TX_IDLE, FIFO_ERROR = (1 << bit for bit in range(8))
-
-
-class Mcr(IntFlag):
-    """Modem control register. OUT2 gates the interrupt pin on a PC."""
-
-    DTR, RTS, OUT1, OUT2, LOOPBACK = (1 << bit for bit in range(5))
-
-
-class Msr(IntFlag):
-    """Modem status register: four changes, four levels."""
-
-    DCTS, DDSR, TERI, DDCD, CTS, DSR, RI, DCD = (1 << bit for bit in range(8))
-
-
-class Cause(IntEnum):
-    """What IIR reports, highest priority first."""
-
-    LINE_STATUS, RX_READY, RX_TIMEOUT, TX_EMPTY, MODEM_STATUS, NONE = 0b0110, 0b0100, 0b1100, 0b0010, 0b0000, 0b0001
-
+# Interrupt causes as IIR reports them, highest priority first.
+LINE_STATUS, RX_READY, RX_TIMEOUT, TX_EMPTY, MODEM_STATUS, NONE = 0b0110, 0b0100, 0b1100, 0b0010, 0b0000, 0b0001
 
 FIFO_SIZE: Final = 16
 FIFO_ENABLE, CLEAR_RX, CLEAR_TX = 1, 2, 4  # FCR
 IIR_FIFOS_ENABLED: Final = 0xC0
 DLAB: Final = 0x80
 TRIGGER_LEVELS: Final = (1, 4, 8, 14)  # by FCR bits 7:6
-CONNECTED: Final = Msr.CTS | Msr.DSR | Msr.DCD  # what a live terminal at the other end asserts
+CONNECTED: Final = MSR_CTS | MSR_DSR | MSR_DCD  # what a live terminal at the other end asserts
 POLLING: Final = 32
 """So many reads of LSR in a row are no longer a wait for the transmitter, which is always ready."""
-_LSR_IDLE: Final = int(Lsr.TX_EMPTY | Lsr.TX_IDLE)
-_ERRORS: Final = int(Lsr.OVERRUN | Lsr.PARITY | Lsr.FRAMING | Lsr.BREAK)
+_LSR_IDLE: Final = LSR_TX_EMPTY | LSR_TX_IDLE
+_ERRORS: Final = LSR_OVERRUN | LSR_PARITY | LSR_FRAMING | LSR_BREAK
 
 
 @dataclass(slots=True)
@@ -84,7 +63,7 @@ class UartState:
     lcr: int = 0x03
     mcr: int = 0
     fcr: int = 0
-    msr: int = int(CONNECTED)
+    msr: int = CONNECTED
     scratch: int = 0
     divisor: int = 1
     errors: int = 0
@@ -108,6 +87,14 @@ class Uart16550:
         self.room = room
         self.irq = irq
         self.state = state or UartState()
+        self._reads = (
+            self._read_data, self._read_ier, self._read_iir, self._read_lcr,
+            self._read_mcr, self._read_lsr, self._read_msr, self._read_scratch,
+        )  # fmt: skip
+        self._writes = (
+            self._write_data, self._write_ier, self._write_fcr, self._write_lcr,
+            self._write_mcr, self._write_read_only, self._write_read_only, self._write_scratch,
+        )  # fmt: skip
 
     def reset(self) -> None:
         """The master reset pin."""
@@ -115,31 +102,31 @@ class Uart16550:
         self.irq.set(False)
 
     @property
-    def cause(self) -> Cause:
+    def cause(self) -> int:
         """The pending interrupt cause of highest priority (data sheet, table III)."""
         s = self.state
-        if s.errors and s.ier & Ier.LINE_STATUS:
-            return Cause.LINE_STATUS
-        if s.rx and s.ier & Ier.RX_READY:
+        if s.errors and s.ier & IER_LINE_STATUS:
+            return LINE_STATUS
+        if s.rx and s.ier & IER_RX_READY:
             # Received bytes below the trigger level time out at once: nothing more is on its way.
             enough = not s.fcr & FIFO_ENABLE or len(s.rx) >= TRIGGER_LEVELS[s.fcr >> 6]
-            return Cause.RX_READY if enough else Cause.RX_TIMEOUT
-        if s.tx_empty_raised and s.ier & Ier.TX_EMPTY:
-            return Cause.TX_EMPTY
-        if s.msr & 0x0F and s.ier & Ier.MODEM_STATUS:
-            return Cause.MODEM_STATUS
-        return Cause.NONE
+            return RX_READY if enough else RX_TIMEOUT
+        if s.tx_empty_raised and s.ier & IER_TX_EMPTY:
+            return TX_EMPTY
+        if s.msr & 0x0F and s.ier & IER_MODEM_STATUS:
+            return MODEM_STATUS
+        return NONE
 
     @property
     def listening(self) -> bool:
         """Whether the guest takes input: its driver enabled the interrupt, or it polls."""
         s = self.state
-        return bool(s.ier & Ier.RX_READY) or s.polls >= POLLING
+        return bool(s.ier & IER_RX_READY) or s.polls >= POLLING
 
     def receive(self, data: bytes) -> int:
         """Queue bytes from the host and return how many fitted; `room` tells when more will."""
         s = self.state
-        if s.mcr & Mcr.LOOPBACK:
+        if s.mcr & MCR_LOOPBACK:
             return 0  # the receiver input is disconnected from the outside
         accepted = data[: max(self._capacity - len(s.rx), 0)]
         s.rx.extend(accepted)
@@ -148,98 +135,60 @@ class Uart16550:
 
     def read(self, offset: int) -> int:
         """A guest's read of one register."""
-        s = self.state
-        if offset == Reg.LSR:  # first, because drivers poll it before every byte
-            s.polls += 1
-            value = _LSR_IDLE | (1 if s.rx else 0) | s.errors
-            if s.errors:
-                s.errors = 0
-                self._update_irq()
-            return value
-        value = 0
-        match offset:
-            case Reg.DATA if s.lcr & DLAB:
-                return s.divisor & 0xFF
-            case Reg.IER if s.lcr & DLAB:
-                return s.divisor >> 8
-            case Reg.DATA:
-                if s.rx:
-                    value = s.rx.popleft()
-                    if not s.rx:
-                        self.room()
-            case Reg.IER:
-                return s.ier
-            case Reg.IIR:
-                cause = self.cause
-                if cause is Cause.TX_EMPTY:
-                    s.tx_empty_raised = False  # the only cause that reading IIR clears
-                value = cause | (IIR_FIFOS_ENABLED if s.fcr & FIFO_ENABLE else 0)
-            case Reg.LCR:
-                return s.lcr
-            case Reg.MCR:
-                return s.mcr
-            case Reg.MSR:
-                value = s.msr
-                s.msr &= 0xF0  # reading clears the change bits
-            case Reg.SCRATCH:
-                return s.scratch
-        self._update_irq()
-        return value
+        return self._reads[offset]()
 
     def write(self, offset: int, value: int) -> None:
         """A guest's write of one register."""
+        self._writes[offset](value)
+
+    # -- registers, in the order of Reg ------------------------------------------------------------------------------
+
+    def _read_data(self) -> int:
         s = self.state
-        match offset:
-            case Reg.DATA if s.lcr & DLAB:
-                s.divisor = s.divisor & 0xFF00 | value
-            case Reg.IER if s.lcr & DLAB:
-                s.divisor = s.divisor & 0x00FF | value << 8
-            case Reg.DATA:
-                if s.mcr & Mcr.LOOPBACK:
-                    self._loop_back(value)
-                else:
-                    self.transmit(value)
-                s.tx_empty_raised = True
-                s.polls = 0
-            case Reg.IER:
-                # Not in the data sheet: enabling TX_EMPTY while idle raises it, and drivers rely on that.
-                s.tx_empty_raised |= bool(Ier.TX_EMPTY & value & ~s.ier)
-                s.ier = value & 0x0F
-            case Reg.IIR:
-                self._write_fcr(value)
-            case Reg.LCR:
-                s.lcr = value
-                return
-            case Reg.MCR:
-                self._write_mcr(value & 0x1F)
-            case Reg.SCRATCH:
-                s.scratch = value
-                return
-            case _:
-                return  # LSR and MSR are read-only
+        if s.lcr & DLAB:
+            return s.divisor & 0xFF
+        value = 0
+        if s.rx:
+            value = s.rx.popleft()
+            if not s.rx:
+                self.room()
+        self._update_irq()
+        return value
+
+    def _write_data(self, value: int) -> None:
+        s = self.state
+        if s.lcr & DLAB:
+            s.divisor = s.divisor & 0xFF00 | value
+            return
+        if s.mcr & MCR_LOOPBACK:
+            self._loop_back(value)
+        else:
+            self.transmit(value)
+        s.tx_empty_raised = True
+        s.polls = 0
+        if s.ier:
+            self._update_irq()
+
+    def _read_ier(self) -> int:
+        s = self.state
+        return s.divisor >> 8 if s.lcr & DLAB else s.ier
+
+    def _write_ier(self, value: int) -> None:
+        s = self.state
+        if s.lcr & DLAB:
+            s.divisor = s.divisor & 0x00FF | value << 8
+            return
+        # Not in the data sheet: enabling TX_EMPTY while idle raises it, and drivers rely on that.
+        s.tx_empty_raised |= bool(IER_TX_EMPTY & value & ~s.ier)
+        s.ier = value & 0x0F
         self._update_irq()
 
-    @property
-    def _capacity(self) -> int:
-        return FIFO_SIZE if self.state.fcr & FIFO_ENABLE else 1
-
-    def _update_irq(self) -> None:
-        s = self.state
-        if s.ier == 0:
-            level = False
-        else:
-            level = bool(s.mcr & Mcr.OUT2) and not s.mcr & Mcr.LOOPBACK and self.cause is not Cause.NONE
-        if level != self.irq.level:
-            self.irq.set(level)
-
-    def _loop_back(self, value: int) -> None:
-        s = self.state
-        if len(s.rx) < self._capacity:
-            s.rx.append(value)
-        else:
-            s.errors |= Lsr.OVERRUN
-            if not s.fcr & FIFO_ENABLE:
-                s.rx[-1] = value  # without a FIFO the newer byte overwrites the buffer
+    def _read_iir(self) -> int:
+        s, cause = self.state, self.cause
+        if cause == TX_EMPTY:
+            s.tx_empty_raised = False  # the only cause that reading IIR clears
+            self._update_irq()
+        return cause | (IIR_FIFOS_ENABLED if s.fcr & FIFO_ENABLE else 0)
 
     def _write_fcr(self, value: int) -> None:
         s = self.state
@@ -251,25 +200,87 @@ class Uart16550:
         s.fcr = value & 0xC9 if value & FIFO_ENABLE else 0
         if not s.rx:
             self.room()
+        self._update_irq()
+
+    def _read_lcr(self) -> int:
+        return self.state.lcr
+
+    def _write_lcr(self, value: int) -> None:
+        self.state.lcr = value
+
+    def _read_mcr(self) -> int:
+        return self.state.mcr
 
     def _write_mcr(self, value: int) -> None:
         """In loop-back the four modem outputs drive the four modem inputs (data sheet, section 8.6.7)."""
         s = self.state
-        left_loopback = bool(s.mcr & ~value & Mcr.LOOPBACK)
+        value &= 0x1F
+        left_loopback = bool(s.mcr & ~value & MCR_LOOPBACK)
         s.mcr = value
-        if value & Mcr.LOOPBACK:
+        if value & MCR_LOOPBACK:
             levels = (
-                (Msr.CTS if value & Mcr.RTS else 0)
-                | (Msr.DSR if value & Mcr.DTR else 0)
-                | (Msr.RI if value & Mcr.OUT1 else 0)
-                | (Msr.DCD if value & Mcr.OUT2 else 0)
+                (MSR_CTS if value & MCR_RTS else 0)
+                | (MSR_DSR if value & MCR_DTR else 0)
+                | (MSR_RI if value & MCR_OUT1 else 0)
+                | (MSR_DCD if value & MCR_OUT2 else 0)
             )
         else:
-            levels = int(CONNECTED)
+            levels = CONNECTED
         changed = (s.msr ^ levels) & 0xF0
-        deltas = changed >> 4 & ~Msr.TERI
-        if changed & Msr.RI and not levels & Msr.RI:
-            deltas |= Msr.TERI  # the trailing edge of the ring indicator only
+        deltas = changed >> 4 & ~MSR_TERI
+        if changed & MSR_RI and not levels & MSR_RI:
+            deltas |= MSR_TERI  # the trailing edge of the ring indicator only
         s.msr = levels | s.msr & 0x0F | deltas
         if left_loopback and not s.rx:
             self.room()
+        self._update_irq()
+
+    def _read_lsr(self) -> int:
+        s = self.state
+        s.polls += 1
+        if not s.errors:
+            return _LSR_IDLE | 1 if s.rx else _LSR_IDLE
+        value = _LSR_IDLE | (LSR_RX_READY if s.rx else 0) | s.errors
+        s.errors = 0
+        self._update_irq()
+        return value
+
+    def _read_msr(self) -> int:
+        s = self.state
+        value = s.msr
+        s.msr &= 0xF0  # reading clears the change bits
+        self._update_irq()
+        return value
+
+    def _write_read_only(self, value: int) -> None:
+        """LSR and MSR."""
+
+    def _read_scratch(self) -> int:
+        return self.state.scratch
+
+    def _write_scratch(self, value: int) -> None:
+        self.state.scratch = value
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _capacity(self) -> int:
+        return FIFO_SIZE if self.state.fcr & FIFO_ENABLE else 1
+
+    def _update_irq(self) -> None:
+        s = self.state
+        if s.ier == 0:
+            level = False
+        else:
+            level = bool(s.mcr & MCR_OUT2) and not s.mcr & MCR_LOOPBACK and self.cause != NONE
+        if level != self.irq.level:
+            self.irq.set(level)
+
+    def _loop_back(self, value: int) -> None:
+        s = self.state
+        if len(s.rx) < self._capacity:
+            s.rx.append(value)
+        else:
+            s.errors |= LSR_OVERRUN
+            if not s.fcr & FIFO_ENABLE:
+                s.rx[-1] = value  # without a FIFO the newer byte overwrites the buffer

@@ -112,6 +112,7 @@ def sleep(processor: Processor, machine: Machine) -> None:
     while machine.stopped is None:
         if timers.deadline <= timers.now():
             timers.run_due()
+            continue
         if processor.signalled or processor.interrupt and not masked:
             processor.signalled = False
             return

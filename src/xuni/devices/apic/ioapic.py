@@ -19,6 +19,8 @@ ID, VERSION, ARBITRATION, TABLE = 0x00, 0x01, 0x02, 0x10  # registers behind the
 VERSION_VALUE: Final = PINS - 1 << 16 | 0x20
 MASKED, LEVEL, REMOTE_IRR, PENDING, LOGICAL = 1 << 16, 1 << 15, 1 << 14, 1 << 12, 1 << 11
 READ_ONLY: Final = REMOTE_IRR | PENDING
+_DELIVERIES: Final = tuple(Delivery)
+_VECTORED: Final = (Delivery.FIXED, Delivery.LOWEST_PRIORITY)
 WRITABLE: Final = 0xFF00_0000_0001_AFFF
 
 
@@ -137,7 +139,7 @@ class IoApic:
             s.requests &= ~bit
         else:
             return
-        delivery = Delivery(entry >> 8 & 7)
+        delivery = _DELIVERIES[entry >> 8 & 7]
         message = InterruptMessage(
             vector=entry & 0xFF,
             destination=entry >> 56,
@@ -145,7 +147,7 @@ class IoApic:
             delivery=delivery,
             level=level,
         )
-        fixed = delivery in (Delivery.FIXED, Delivery.LOWEST_PRIORITY)
+        fixed = delivery in _VECTORED
         if level and fixed:
             s.table[pin] |= REMOTE_IRR
         if not self._sink.deliver(message) and level and fixed:

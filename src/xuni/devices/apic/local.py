@@ -7,14 +7,23 @@ it interrupts through `ApicBus`, and it drives the processor through `Core`. Spe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from xuni.bus.messages import Delivery, InterruptMessage
 from xuni.bus.timers import Timers
 from xuni.devices.apic.state import (
     ALL,
+    BASE_BSP,
+    BASE_ENABLE,
+    BASE_X2APIC,
     DEFAULT_BASE,
+    ESR_ILLEGAL_REGISTER,
+    ESR_RECEIVE_ILLEGAL_VECTOR,
+    ESR_SEND_ILLEGAL_VECTOR,
     ICR_PENDING,
+    LVT_LEVEL,
+    LVT_MASKED,
     LVT_WRITABLE,
     MSR_APIC_BASE,
     MSR_TSC_DEADLINE,
@@ -24,17 +33,19 @@ from xuni.devices.apic.state import (
     SVR_ENABLE,
     X2APIC_READABLE,
     X2APIC_WRITABLE,
-    Base,
-    Esr,
     LocalApicConfig,
     LocalApicState,
-    Lvt,
     Reg,
 )
 from xuni.devices.apic.timer import ApicTimer
 
 VERSION: Final = 0x0005_0014
 """Integrated APIC, six LVT entries, no suppression of EOI broadcasts."""
+_FIXED: Final = Delivery.FIXED
+_VECTORED: Final = (Delivery.FIXED, Delivery.LOWEST_PRIORITY)
+_DELIVERIES: Final = tuple(Delivery)
+_EXTINT: Final = Delivery.EXTINT << 8
+_LVT_TIMER, _LVT_LINT0, _ICR = int(Reg.LVT_TIMER), int(Reg.LVT_LINT0), int(Reg.ICR)
 
 
 class Core(Protocol):
@@ -90,34 +101,35 @@ class LocalApic:
         self.config = config or LocalApicConfig()
         self.state = state or LocalApicState()
         if state is None:
-            self.state.base |= Base.BSP if apic_id == 0 else 0
+            self.state.base |= BASE_BSP if apic_id == 0 else 0
             self.state.waiting_for_sipi = apic_id != 0
         self._core = core
         self._peers = peers
         self._pin = False
         self.timer = ApicTimer(timers, tsc, self._timer_expired, self.config, self.state)
+        self._registers = self._register_table()
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Power-up: INIT, and the base register too."""
-        self._initialize(DEFAULT_BASE | Base.ENABLE | (Base.BSP if self.id == 0 else 0))
+        self._initialize(DEFAULT_BASE | BASE_ENABLE | (BASE_BSP if self.id == 0 else 0))
 
     @property
     def enabled(self) -> bool:
         """IA32_APIC_BASE.EN: without it the processor has no local APIC, and LINT0 is its INTR pin."""
-        return bool(self.state.base & Base.ENABLE)
+        return bool(self.state.base & BASE_ENABLE)
 
     @property
     def x2apic(self) -> bool:
         """IA32_APIC_BASE.EXTD."""
-        return bool(self.state.base & Base.X2APIC)
+        return bool(self.state.base & BASE_X2APIC)
 
     @property
     def page(self) -> int | None:
         """Guest-physical address of the register page, or None while there is none."""
         base = self.state.base
-        return base & ~(PAGE - 1) if base & (Base.ENABLE | Base.X2APIC) == Base.ENABLE else None
+        return base & ~(PAGE - 1) if base & (BASE_ENABLE | BASE_X2APIC) == BASE_ENABLE else None
 
     @property
     def ppr(self) -> int:
@@ -164,6 +176,17 @@ class LocalApic:
     def accept(self, vector: int, delivery: Delivery, level: bool) -> bool:
         """Take an interrupt that is meant for this APIC; False if it is not taken."""
         s = self.state
+        if delivery in _VECTORED:
+            if not s.svr & SVR_ENABLE:
+                return False
+            if vector < 16:
+                self._error(ESR_RECEIVE_ILLEGAL_VECTOR)
+                return False
+            bit = 1 << vector
+            s.irr |= bit
+            s.tmr = s.tmr | bit if level else s.tmr & ~bit
+            self._update()
+            return True
         match delivery:
             case Delivery.NMI:
                 self._core.nmi()
@@ -174,16 +197,6 @@ class LocalApic:
                 if s.waiting_for_sipi:
                     s.waiting_for_sipi = False
                     self._core.startup(vector)
-            case Delivery.FIXED | Delivery.LOWEST_PRIORITY:
-                if not s.svr & SVR_ENABLE:
-                    return False
-                if vector < 16:
-                    self._error(Esr.RECEIVE_ILLEGAL_VECTOR)
-                    return False
-                bit = 1 << vector
-                s.irr |= bit
-                s.tmr = s.tmr | bit if level else s.tmr & ~bit
-                self._update()
             case _:
                 return False  # there is no SMM, and ExtINT comes by the LINT0 pin
         return True
@@ -199,12 +212,12 @@ class LocalApic:
             self._deliver_local(Reg.LVT_LINT0 if pin == 0 else Reg.LVT_LINT1)
         self._update()
 
-    def raise_local(self, reg: Reg) -> None:
+    def raise_local(self, reg: int) -> None:
         """An event of the processor itself: thermal or performance-monitoring interrupt."""
-        if self.enabled and not self.state.lvt[reg] & Lvt.MASKED:
+        if self.enabled and not self.state.lvt[reg] & LVT_MASKED:
             self._deliver_local(reg)
-            if reg is Reg.LVT_PERFORMANCE:
-                self.state.lvt[reg] |= Lvt.MASKED  # SDM vol. 3B, "Generating an Interrupt on Overflow"
+            if reg == Reg.LVT_PERFORMANCE:
+                self.state.lvt[reg] |= LVT_MASKED  # SDM vol. 3B, "Generating an Interrupt on Overflow"
 
     # -- interrupts out ----------------------------------------------------------------------------------------------
 
@@ -236,13 +249,7 @@ class LocalApic:
         """A store to the register page; anything but an aligned 32-bit store is undefined and ignored here."""
         if offset & 0xF or size < 4:
             return
-        reg = offset >> 4
-        if reg == Reg.ICR_HIGH:
-            self.state.icr = self.state.icr & ALL | (value & 0xFF00_0000) << 32
-        elif reg == Reg.ICR:
-            self._send(self.state.icr & ~ALL | value & ALL)
-        else:
-            self._write_register(reg, value & ALL)
+        self._write_register(offset >> 4, value & ALL)
 
     # -- MSRs --------------------------------------------------------------------------------------------------------
 
@@ -255,7 +262,7 @@ class LocalApic:
         reg = index - MSR_X2APIC
         if not (self.x2apic and reg in X2APIC_READABLE):
             return None
-        return self.state.icr if reg == Reg.ICR else self._read_register(reg)
+        return self.state.icr if reg == _ICR else self._read_register(reg)
 
     def write_msr(self, index: int, value: int) -> bool:
         """WRMSR to one of the same registers; False is #GP(0)."""
@@ -270,27 +277,27 @@ class LocalApic:
 
     def _write_x2apic(self, reg: int, value: int) -> bool:
         writable = X2APIC_WRITABLE.get(reg)
-        if not self.x2apic or writable is None or value & ~writable:
+        if not self.state.base & BASE_X2APIC or writable is None or value & ~writable:
             return False
-        if reg == Reg.SELF_IPI:
-            if value < 16:
-                self._error(Esr.SEND_ILLEGAL_VECTOR)
-            self.accept(value, Delivery.FIXED, False)
-        elif reg == Reg.ICR:
+        if reg == _ICR:
             self._send(value)
-        else:
-            self._write_register(reg, value)
+        elif reg in self._registers:
+            self._registers[reg][1](value)
+        else:  # self-IPI, the one register that exists in x2APIC mode alone
+            if value < 16:
+                self._error(ESR_SEND_ILLEGAL_VECTOR)
+            self.accept(value, _FIXED, False)
         return True
 
     def _write_base(self, value: int) -> bool:
         """State changes of SDM vol. 3A, figure "Local APIC State Transitions with IA32_APIC_BASE"."""
-        s, mode = self.state, Base.ENABLE | Base.X2APIC
+        s, mode = self.state, BASE_ENABLE | BASE_X2APIC
         address_bits = (1 << self.config.physical_address_bits) - PAGE
-        allowed = address_bits | Base.BSP | Base.ENABLE | (Base.X2APIC if self.config.x2apic else 0)
+        allowed = address_bits | BASE_BSP | BASE_ENABLE | (BASE_X2APIC if self.config.x2apic else 0)
         old, new = s.base & mode, value & mode
-        if value & ~allowed or new == Base.X2APIC:
+        if value & ~allowed or new == BASE_X2APIC:
             return False
-        if old == mode and new == Base.ENABLE or old == 0 and new == mode:
+        if old == mode and new == BASE_ENABLE or old == 0 and new == mode:
             return False  # x2APIC is left only by disabling, and entered only from xAPIC
         s.base = value
         if new != old and new == mode:
@@ -300,130 +307,105 @@ class LocalApic:
 
     # -- registers, as both interfaces see them ----------------------------------------------------------------------
 
+    def _register_table(self) -> dict[int, tuple[Callable[[], int], Callable[[int], None]]]:
+        """How each register is read and written; a number that is missing here is an illegal register address."""
+        read_only = self._write_read_only
+        lvt = {
+            reg: (partial(self._read_lvt, reg), partial(self._write_lvt, reg)) for reg in LVT_WRITABLE
+        }  # fmt: skip
+        vectors: dict[int, tuple[Callable[[], int], Callable[[int], None]]] = {
+            block + i: (partial(self._read_vectors, name, 32 * i), read_only)
+            for block, name in ((Reg.ISR, "isr"), (Reg.TMR, "tmr"), (Reg.IRR, "irr"))
+            for i in range(8)
+        }
+        return {
+            Reg.ID: (lambda: self.id if self.x2apic else self.id << 24 & ALL, read_only),
+            Reg.VERSION: (lambda: VERSION, read_only),
+            Reg.TPR: (lambda: self.state.tpr, self._write_tpr),
+            Reg.APR: (lambda: self.ppr, read_only),
+            Reg.PPR: (lambda: self.ppr, read_only),
+            Reg.EOI: (lambda: 0, self._write_eoi),
+            Reg.REMOTE_READ: (lambda: 0, read_only),
+            Reg.LDR: (lambda: self.logical_id, self._write_ldr),
+            Reg.DFR: (lambda: self.state.dfr, self._write_dfr),
+            Reg.SVR: (lambda: self.state.svr, self._write_svr),
+            Reg.ESR: (lambda: self.state.esr, self._write_esr),
+            Reg.ICR: (lambda: self.state.icr & ALL, self._write_icr),
+            Reg.ICR_HIGH: (lambda: self.state.icr >> 32, self._write_icr_high),
+            Reg.INITIAL_COUNT: (lambda: self.state.initial_count, self.timer.write_initial_count),
+            Reg.CURRENT_COUNT: (self.timer.current_count, read_only),
+            Reg.DIVIDE: (lambda: self.state.divide, self.timer.write_divide),
+            **lvt,
+            **vectors,
+        }
+
     def _read_register(self, reg: int) -> int:
-        s = self.state
-        match reg:
-            case Reg.ID:
-                return self.id if self.x2apic else self.id << 24 & ALL
-            case Reg.VERSION:
-                return VERSION
-            case Reg.TPR:
-                return s.tpr
-            case Reg.PPR | Reg.APR:
-                return self.ppr
-            case Reg.LDR:
-                return self.logical_id
-            case Reg.DFR:
-                return s.dfr
-            case Reg.SVR:
-                return s.svr
-            case Reg.ESR:
-                return s.esr
-            case Reg.ICR:
-                return s.icr & ALL
-            case Reg.ICR_HIGH:
-                return s.icr >> 32
-            case Reg.INITIAL_COUNT:
-                return s.initial_count
-            case Reg.CURRENT_COUNT:
-                return self.timer.current_count()
-            case Reg.DIVIDE:
-                return s.divide
-            case _ if reg in s.lvt:
-                return s.lvt[reg]
-            case _ if Reg.ISR <= reg < Reg.ISR + 8:
-                return s.isr >> 32 * (reg - Reg.ISR) & ALL
-            case _ if Reg.TMR <= reg < Reg.TMR + 8:
-                return s.tmr >> 32 * (reg - Reg.TMR) & ALL
-            case _ if Reg.IRR <= reg < Reg.IRR + 8:
-                return s.irr >> 32 * (reg - Reg.IRR) & ALL
-            case Reg.EOI | Reg.REMOTE_READ:
-                return 0
-            case _:
-                self._error(Esr.ILLEGAL_REGISTER)
-                return 0
+        register = self._registers.get(reg)
+        if register is None:
+            self._error(ESR_ILLEGAL_REGISTER)
+            return 0
+        return register[0]()
 
     def _write_register(self, reg: int, value: int) -> None:
-        s = self.state
-        match reg:
-            case Reg.EOI:
-                self._eoi()
-            case Reg.TPR:
-                s.tpr = value & 0xFF
-                self._update()
-            case Reg.LDR:
-                s.ldr = value & 0xFF00_0000
-            case Reg.DFR:
-                s.dfr = value | 0x0FFF_FFFF
-            case Reg.SVR:
-                s.svr = value & 0x3FF
-                if not value & SVR_ENABLE:
-                    for entry in s.lvt:
-                        s.lvt[entry] |= Lvt.MASKED
-                self._update()
-            case Reg.ESR:
-                s.esr, s.errors = s.errors, 0
-            case Reg.INITIAL_COUNT:
-                self.timer.write_initial_count(value)
-            case Reg.DIVIDE:
-                self.timer.write_divide(value)
-            case _ if reg in s.lvt:
-                self._write_lvt(Reg(reg), value)
-            case Reg.ID | Reg.VERSION | Reg.PPR | Reg.APR | Reg.REMOTE_READ | Reg.CURRENT_COUNT:
-                pass  # read-only
-            case _ if Reg.ISR <= reg < Reg.ESR:
-                pass
-            case _:
-                self._error(Esr.ILLEGAL_REGISTER)
+        register = self._registers.get(reg)
+        if register is None:
+            self._error(ESR_ILLEGAL_REGISTER)
+        else:
+            register[1](value)
 
-    def _write_lvt(self, reg: Reg, value: int) -> None:
+    def _write_read_only(self, value: int) -> None:
+        """Nothing happens."""
+
+    def _read_vectors(self, name: str, shift: int) -> int:
+        value: int = getattr(self.state, name)
+        return value >> shift & ALL
+
+    def _write_tpr(self, value: int) -> None:
+        self.state.tpr = value & 0xFF
+        self._update()
+
+    def _write_ldr(self, value: int) -> None:
+        self.state.ldr = value & 0xFF00_0000
+
+    def _write_dfr(self, value: int) -> None:
+        self.state.dfr = value | 0x0FFF_FFFF
+
+    def _write_svr(self, value: int) -> None:
+        s = self.state
+        s.svr = value & 0x3FF
+        if not value & SVR_ENABLE:
+            for entry in s.lvt:
+                s.lvt[entry] |= LVT_MASKED
+        self._update()
+
+    def _write_esr(self, value: int) -> None:
+        self.state.esr, self.state.errors = self.state.errors, 0
+
+    def _write_icr(self, value: int) -> None:
+        self._send(self.state.icr & ~ALL | value)
+
+    def _write_icr_high(self, value: int) -> None:
+        self.state.icr = self.state.icr & ALL | (value & 0xFF00_0000) << 32
+
+    def _read_lvt(self, reg: int) -> int:
+        return self.state.lvt[reg]
+
+    def _write_lvt(self, reg: int, value: int) -> None:
         s, old_mode = self.state, self.timer.mode
         value &= LVT_WRITABLE[reg]
-        if reg is Reg.LVT_TIMER and not self.config.tsc_deadline:
+        if reg == _LVT_TIMER and not self.config.tsc_deadline:
             value &= ~(1 << 18)
         if not s.svr & SVR_ENABLE:
-            value |= Lvt.MASKED  # while software-disabled the mask bits cannot be cleared
+            value |= LVT_MASKED  # while software-disabled the mask bits cannot be cleared
         s.lvt[reg] = value
-        if reg is Reg.LVT_TIMER:
+        if reg == _LVT_TIMER:
             self.timer.mode_changed(old_mode)
-        elif reg is Reg.LVT_LINT0:
-            if s.lint[0] and value & Lvt.LEVEL:
+        elif reg == _LVT_LINT0:
+            if s.lint[0] and value & LVT_LEVEL:
                 self._deliver_local(reg)
             self._update()
 
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _initialize(self, base: int) -> None:
-        """INIT: all registers but the id and IA32_APIC_BASE (SDM, "Local APIC State After It Receives an INIT-Reset").
-
-        A processor that is not the boot processor then waits for a start-up IPI.
-        """
-        lint = self.state.lint
-        self.state = LocalApicState(base=base, lint=lint, waiting_for_sipi=not base & Base.BSP)
-        self.timer.state = self.state
-        self.timer.schedule()
-        self._update()
-
-    def _timer_expired(self) -> None:
-        entry = self.state.lvt[Reg.LVT_TIMER]
-        if self.enabled and not entry & Lvt.MASKED:
-            self.accept(entry & 0xFF, Delivery.FIXED, False)
-
-    def _deliver_local(self, reg: Reg) -> None:
-        entry = self.state.lvt[reg]
-        delivery = Delivery(entry >> 8 & 7)
-        if not entry & Lvt.MASKED and delivery is not Delivery.EXTINT:
-            self.accept(entry & 0xFF, delivery, False)
-
-    def _error(self, bit: Esr) -> None:
-        s = self.state
-        if not s.errors & bit:
-            s.errors |= bit
-            entry = s.lvt[Reg.LVT_ERROR]
-            if not entry & Lvt.MASKED and entry & 0xFF >= 16:
-                self.accept(entry & 0xFF, Delivery.FIXED, False)
-
-    def _eoi(self) -> None:
+    def _write_eoi(self, value: int) -> None:
         s = self.state
         if not s.isr:
             return
@@ -433,14 +415,46 @@ class LocalApic:
         if s.tmr >> vector & 1:
             self._peers.eoi(vector)
 
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _initialize(self, base: int) -> None:
+        """INIT: all registers but the id and IA32_APIC_BASE (SDM, "Local APIC State After It Receives an INIT-Reset").
+
+        A processor that is not the boot processor then waits for a start-up IPI.
+        """
+        lint = self.state.lint
+        self.state = LocalApicState(base=base, lint=lint, waiting_for_sipi=not base & BASE_BSP)
+        self.timer.state = self.state
+        self.timer.schedule()
+        self._update()
+
+    def _timer_expired(self) -> None:
+        entry = self.state.lvt[_LVT_TIMER]
+        if self.enabled and not entry & LVT_MASKED:
+            self.accept(entry & 0xFF, _FIXED, False)
+
+    def _deliver_local(self, reg: int) -> None:
+        entry = self.state.lvt[reg]
+        delivery = _DELIVERIES[entry >> 8 & 7]
+        if not entry & LVT_MASKED and delivery is not Delivery.EXTINT:
+            self.accept(entry & 0xFF, delivery, False)
+
+    def _error(self, bit: int) -> None:
+        s = self.state
+        if not s.errors & bit:
+            s.errors |= bit
+            entry = s.lvt[Reg.LVT_ERROR]
+            if not entry & LVT_MASKED and entry & 0xFF >= 16:
+                self.accept(entry & 0xFF, _FIXED, False)
+
     def _send(self, icr: int) -> None:
         """An inter-processor interrupt, as ICR describes it; the delivery-status bit is never seen set."""
         s = self.state
         icr &= ~ICR_PENDING
         s.icr = icr
-        delivery = Delivery(icr >> 8 & 7)
-        if delivery in (Delivery.FIXED, Delivery.LOWEST_PRIORITY) and icr & 0xFF < 16:
-            self._error(Esr.SEND_ILLEGAL_VECTOR)
+        delivery = _DELIVERIES[icr >> 8 & 7]
+        if delivery in _VECTORED and icr & 0xFF < 16:
+            self._error(ESR_SEND_ILLEGAL_VECTOR)
             return
         if delivery is Delivery.INIT and icr >> 14 & 3 == 0b10:
             return  # INIT level de-assert: only the arbitration ids of old buses knew it
@@ -457,13 +471,13 @@ class LocalApic:
         s = self.state
         if not s.lint[0]:
             return False
-        if not s.base & Base.ENABLE:
+        if not s.base & BASE_ENABLE:
             return True
-        return s.lvt[Reg.LVT_LINT0] & (Lvt.MASKED | 0x700) == Delivery.EXTINT << 8
+        return s.lvt[_LVT_LINT0] & (LVT_MASKED | 0x700) == _EXTINT
 
     def _deliverable(self) -> bool:
         s = self.state
-        return bool(s.base & Base.ENABLE and s.irr) and (s.irr.bit_length() - 1) >> 4 > self.ppr >> 4
+        return bool(s.base & BASE_ENABLE and s.irr) and (s.irr.bit_length() - 1) >> 4 > self.ppr >> 4
 
     def _update(self) -> None:
         """Drive INTR for what the registers say."""

@@ -6,7 +6,7 @@ Spec: Intel SDM vol. 3A, chapter "Advanced Programmable Interrupt Controller (AP
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Final
 
 
@@ -51,35 +51,15 @@ DEFAULT_BASE: Final = 0xFEE0_0000
 PAGE: Final = 0x1000
 
 
-class Base(IntFlag):
-    """IA32_APIC_BASE beside the address."""
-
-    BSP, X2APIC, ENABLE = 1 << 8, 1 << 10, 1 << 11
-
-
-class Esr(IntFlag):
-    """Error status register."""
-
-    SEND_ILLEGAL_VECTOR, RECEIVE_ILLEGAL_VECTOR, ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
-
-
-class Lvt(IntFlag):
-    """Local vector table entry beside vector, delivery mode (10:8) and timer mode (18:17)."""
-
-    PENDING, ACTIVE_LOW, REMOTE_IRR, LEVEL, MASKED = 1 << 12, 1 << 13, 1 << 14, 1 << 15, 1 << 16
-
-
-class TimerMode(IntEnum):
-    """LVT timer bits 18:17; the value 3 is reserved."""
-
-    ONE_SHOT, PERIODIC, TSC_DEADLINE, RESERVED = range(4)
-
-
+# Bits are plain numbers and not members of enums: every timer tick and inter-processor interrupt passes here.
+BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11  # IA32_APIC_BASE beside the address
+ESR_SEND_ILLEGAL_VECTOR, ESR_RECEIVE_ILLEGAL_VECTOR, ESR_ILLEGAL_REGISTER = 1 << 5, 1 << 6, 1 << 7
+LVT_PENDING, LVT_ACTIVE_LOW, LVT_REMOTE_IRR, LVT_LEVEL, LVT_MASKED = (1 << bit for bit in range(12, 17))
+ONE_SHOT, PERIODIC, TSC_DEADLINE = 0, 1, 2  # timer mode, bits 18:17 of its LVT entry; 3 is reserved
 SVR_ENABLE: Final = 0x100
 ICR_PENDING: Final = 1 << 12
 ALL: Final = 0xFFFF_FFFF
 
-LVT_FIRST: Final = Reg.LVT_TIMER
 LVT_WRITABLE: Final[dict[int, int]] = {
     Reg.LVT_TIMER: 0x7_00FF,
     Reg.LVT_THERMAL: 0x1_07FF,
@@ -96,7 +76,7 @@ X2APIC_WRITABLE: Final[dict[int, int]] = {
     Reg.SVR: 0x03FF,
     Reg.ESR: 0,
     Reg.ICR: 0xFFFF_FFFF_000C_DFFF,
-    **{reg: mask | Lvt.PENDING | Lvt.REMOTE_IRR for reg, mask in LVT_WRITABLE.items()},
+    **{reg: mask | LVT_PENDING | LVT_REMOTE_IRR for reg, mask in LVT_WRITABLE.items()},
     Reg.INITIAL_COUNT: ALL,
     Reg.DIVIDE: 0b1011,
     Reg.SELF_IPI: 0xFF,
@@ -129,7 +109,7 @@ class LocalApicConfig:
 class LocalApicState:
     """Registers. The 256-bit ones are one integer each, bit n for vector n; PPR and the INTR pin follow from them."""
 
-    base: int = DEFAULT_BASE | Base.ENABLE
+    base: int = DEFAULT_BASE | BASE_ENABLE
     tpr: int = 0
     irr: int = 0
     isr: int = 0
@@ -141,7 +121,7 @@ class LocalApicState:
     """Errors since the last write to ESR; `esr` is what that write showed."""
     esr: int = 0
     icr: int = 0
-    lvt: dict[int, int] = field(default_factory=lambda: dict.fromkeys(LVT_WRITABLE, int(Lvt.MASKED)))
+    lvt: dict[int, int] = field(default_factory=lambda: dict.fromkeys(LVT_WRITABLE, LVT_MASKED))
     lint: list[bool] = field(default_factory=lambda: [False, False])
     """Levels of the LINT0 (legacy controller) and LINT1 (NMI) inputs."""
     divide: int = 0

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Final
 
 from xuni.bus.timers import SHORTEST_PERIOD, Timers
-from xuni.devices.apic.state import LocalApicConfig, LocalApicState, Reg, TimerMode
+from xuni.devices.apic.state import PERIODIC, TSC_DEADLINE, LocalApicConfig, LocalApicState, Reg
 
 SECOND: Final = 1_000_000_000
+_LVT_TIMER: Final = int(Reg.LVT_TIMER)
 
 
 class ApicTimer:
@@ -31,9 +32,9 @@ class ApicTimer:
         self.schedule()
 
     @property
-    def mode(self) -> TimerMode:
+    def mode(self) -> int:
         """The mode in the LVT entry."""
-        return TimerMode(self.state.lvt[Reg.LVT_TIMER] >> 17 & 3)
+        return self.state.lvt[_LVT_TIMER] >> 17 & 3
 
     @property
     def divisor(self) -> int:
@@ -44,16 +45,16 @@ class ApicTimer:
     def current_count(self) -> int:
         """The count-down register."""
         s = self.state
-        if not s.initial_count or self.mode is TimerMode.TSC_DEADLINE:
+        if not s.initial_count or self.mode == TSC_DEADLINE:
             return 0
         elapsed = self._ticks(self._now() - s.timer_start)
-        if self.mode is TimerMode.PERIODIC:
+        if self.mode == PERIODIC:
             return s.initial_count - elapsed % s.initial_count
         return max(s.initial_count - elapsed, 0)
 
     def write_initial_count(self, value: int) -> None:
         """Start counting; 0 stops the timer. Ignored in TSC-deadline mode."""
-        if self.mode is TimerMode.TSC_DEADLINE:
+        if self.mode == TSC_DEADLINE:
             return
         self.state.initial_count, self.state.timer_start = value, self._now()
         self.schedule()
@@ -65,30 +66,30 @@ class ApicTimer:
         s.timer_start = now - self._nanoseconds(s.initial_count - count)
         self.schedule()
 
-    def mode_changed(self, old: TimerMode) -> None:
+    def mode_changed(self, old: int) -> None:
         """The LVT entry was written. To and from TSC-deadline mode disarms the timer."""
-        if (old is TimerMode.TSC_DEADLINE) != (self.mode is TimerMode.TSC_DEADLINE):
+        if (old == TSC_DEADLINE) != (self.mode == TSC_DEADLINE):
             self.state.initial_count = self.state.tsc_deadline = 0
-        if old is not self.mode:
+        if old != self.mode:
             self.schedule()
 
     def write_deadline(self, tsc: int) -> None:
         """IA32_TSC_DEADLINE: 0 disarms. Ignored in the other modes."""
-        if self.mode is TimerMode.TSC_DEADLINE:
+        if self.mode == TSC_DEADLINE:
             self.state.tsc_deadline = tsc
             self.schedule()
 
     def schedule(self) -> None:
         """Arm the host's timer for what the registers say."""
         s = self.state
-        if self.mode is TimerMode.TSC_DEADLINE:
+        if self.mode == TSC_DEADLINE:
             if s.tsc_deadline:
                 self._timer.set(self._now() + max(s.tsc_deadline - self._tsc(), 0))
             else:
                 self._timer.cancel()
         elif not s.initial_count:
             self._timer.cancel()
-        elif self.mode is TimerMode.PERIODIC:
+        elif self.mode == PERIODIC:
             elapsed = self._ticks(self._now() - s.timer_start)
             periods = elapsed // s.initial_count + 1
             self._timer.set(s.timer_start + self._nanoseconds(periods * s.initial_count))
@@ -105,9 +106,9 @@ class ApicTimer:
 
     def _fire(self) -> None:
         s = self.state
-        if self.mode is TimerMode.TSC_DEADLINE:
+        if self.mode == TSC_DEADLINE:
             s.tsc_deadline = 0
-        elif self.mode is TimerMode.PERIODIC:
+        elif self.mode == PERIODIC:
             earliest = self._ticks(self._now() + SHORTEST_PERIOD - s.timer_start)
             periods = max(earliest // s.initial_count, self._ticks(self._now() - s.timer_start) // s.initial_count + 1)
             self._timer.set(s.timer_start + self._nanoseconds(periods * s.initial_count))
