@@ -1,7 +1,7 @@
 """Encodings as the generator sees them: the fixed bytes of one, and which of its fields are free.
 
-A form is parsed from a line of an instruction declaration ("01 /r Ev Gv", the notation of SDM vol. 2, appendix A), or
-made from iced-x86's tables, which know every instruction there is.
+A form is made from one of the project's encodings ("01 /r Ev Gv"), or from iced-x86's tables, which know every
+instruction there is.
 """
 # mypy: disable-error-code="unreachable, arg-type, assignment, call-overload"
 # iced-x86's stubs call its constants enumerations; they are ints, and are used as such here.
@@ -9,12 +9,17 @@ made from iced-x86's tables, which know every instruction there is.
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import iced_x86 as iced
 from iced_x86 import Code, CpuidFeature, EncodingKind, MandatoryPrefix, OpCodeInfo, OpCodeOperandKind, OpCodeTableKind
+
+import xuni.isa.x86
+from xuni.isa.x86.encodings import Encoding, all_encodings
 
 from .case import Mode
 
@@ -64,66 +69,91 @@ class Form:
         return self.name
 
 
-# ---- the notation of instruction declarations ----
-
-HEX = re.compile(r"^[0-9A-F]{2}$")
-PLUS = re.compile(r"^([0-9A-F]{2})\+[ri]\w*$")
-VEX = re.compile(r"^VEX\.(?:(?P<l>L0|L1|LIG)\.)?(?P<rest>[\w.]+)$")
+# ---- the project's own encodings ----
 
 
-def parse(mnemonic: str, text: str) -> Form:
-    """Read "0F AF /r Gv Ev" and its like, as `xuni.isa.x86.instruction` describes them.
-
-    Operand names and immediates are skipped: decoding finds them anew. Raises ValueError for a text without an opcode.
-    """
+def from_encoding(encoding: Encoding) -> Form:
+    """The form of a declared encoding. Operands and immediates are skipped: decoding finds them anew."""
+    opcode, modrm, in_opcode = bytearray((encoding.opcode,)), encoding.modrm, encoding.opcode_register
+    memory_only, register_only = encoding.memory is True, encoding.memory is False
+    if encoding.modrm and register_only and encoding.reg is not None and FIXED_MODRM.search(encoding.text):
+        opcode.append(0xC0 | encoding.reg << 3 | (encoding.rm or 0))
+        modrm, in_opcode = False, encoding.rm is None
     modes = frozenset(Mode)
-    opcode, prefix, plus, modrm, extension, vex = bytearray(), 0, False, False, None, None
-    memory_only = register_only = False
-    operand_size: int | None = None
-    for token in text.split():
-        if found := VEX.match(token):
-            vex, prefix = _vex(found)
-        elif HEX.match(token):
-            byte = int(token, 16)
-            if byte in (0x66, 0xF2, 0xF3) and not opcode and vex is None:
-                prefix = byte
-            else:
-                opcode.append(byte)
-        elif found := PLUS.match(token):
-            opcode.append(int(found[1], 16))
-            plus = True
-        elif token == "/r":
-            modrm = True
-        elif re.match(r"^/[0-7]$", token):
-            modrm, extension = True, int(token[1])
-        elif token == "REX.W":
-            operand_size, modes = 64, modes & {Mode.LONG}
-        elif token == "o64":
-            modes &= {Mode.LONG}
-        elif token == "i64":
-            modes -= {Mode.LONG}
-        elif modrm and re.match(r"^M[a-z]*$", token):
-            memory_only = True
-        elif modrm and re.match(r"^[RNU][a-z]*$", token):
-            register_only = True
-    if not opcode:
-        raise ValueError(f"encoding has no opcode: {mnemonic} {text!r}")
-    if vex is not None:
+    if encoding.long is not None:
+        modes = frozenset({Mode.LONG}) if encoding.long else modes - {Mode.LONG}
+    vex = None
+    if encoding.vex:
+        vex = Vex(encoding.map - 3, encoding.rexw, encoding.vexl)
         modes -= {Mode.PROTECTED_16}
+    elif encoding.rexw:
+        modes &= {Mode.LONG}
     return Form(
-        f"{mnemonic} {text}", bytes(opcode), prefix, plus, modrm, extension, memory_only, register_only,
-        operand_size, vex=vex, modes=modes,
-    )  # fmt: skip
+        f"{encoding.definition.name} {encoding.text}",
+        (b"" if vex else MAP_BYTES[encoding.map]) + opcode,
+        (0, 0x66, 0xF3, 0xF2)[encoding.prefix or 0],
+        in_opcode,
+        modrm,
+        encoding.reg if modrm else None,
+        memory_only and modrm,
+        register_only and modrm,
+        64 if encoding.rexw and not vex else None,
+        vex=vex,
+        modes=modes,
+    )
 
 
-def _vex(found: re.Match[str]) -> tuple[Vex, int]:
-    parts = found["rest"].split(".")
-    maps, prefixes = {"0F": 1, "0F38": 2, "0F3A": 3}, {"66": 0x66, "F3": 0xF3, "F2": 0xF2}
-    map_number = next(maps[part] for part in parts if part in maps)
-    prefix = next((prefixes[part] for part in parts if part in prefixes), 0)
-    w = 1 if "W1" in parts else 0 if "W0" in parts else None
-    l = {"L0": 0, "L1": 1}.get(found["l"] or "")
-    return Vex(map_number, w, l), prefix
+MAP_BYTES = (b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a")
+FIXED_MODRM = re.compile(r"[0-9A-F]{2} [C-F][0-9A-F](\+i)?( |$)")
+
+
+@functools.cache
+def declared_forms() -> tuple[Form, ...]:
+    """One form for each encoding that the project declares and CPL 3 may execute on the host."""
+    for module in pkgutil.iter_modules(xuni.isa.x86.__path__):
+        importlib.import_module(f"xuni.isa.x86.{module.name}")
+    forms = {from_encoding(encoding): None for encoding in all_encodings()}
+    return tuple(form for form in forms if any(_may_run(form, mode) for mode in form.modes))
+
+
+def _may_run(form: Form, mode: Mode) -> bool:
+    """Whether iced-x86 counts the form's opcode among what `user_forms` lists."""
+    return any(
+        mode in user.modes
+        and user.opcode == form.opcode
+        and user.prefix == form.prefix
+        and (user.vex is None) == (form.vex is None)
+        and (user.vex is None or form.vex is None or user.vex.map == form.vex.map)
+        and (form.extension is None or user.extension in (None, form.extension))
+        for user in _user_forms_by_opcode().get(form.opcode, ())
+    )
+
+
+@functools.cache
+def _user_forms_by_opcode() -> dict[bytes, list[Form]]:
+    found: dict[bytes, list[Form]] = {}
+    for form in user_forms():
+        for low in range(8 if form.register_in_opcode else 1):
+            opcode = form.opcode[:-1] + bytes((form.opcode[-1] | low,))
+            found.setdefault(opcode, []).append(replace(form, opcode=opcode))
+    return found
+
+
+def undeclared() -> list[Form]:
+    """What `user_forms` lists and no declared encoding covers: instructions that the project lacks."""
+    declared: dict[bytes, list[Form]] = {}
+    for form in declared_forms():
+        declared.setdefault(form.opcode, []).append(form)
+    return [
+        user
+        for user in user_forms()
+        if not any(
+            user.prefix == form.prefix
+            and (user.vex and user.vex.map) == (form.vex and form.vex.map)
+            and form.extension in (None, user.extension)
+            for form in declared.get(user.opcode, ())
+        )
+    ]
 
 
 # ---- iced-x86's tables ----

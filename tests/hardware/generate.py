@@ -428,7 +428,8 @@ def matches(form: Form, instruction: Instruction) -> bool:
         opcode[-1] &= 0xF8
         expected[-1] &= 0xF8
     prefix = MANDATORY.get(info.mandatory_prefix, 0)
-    return opcode == expected and prefix == form.prefix and info.group_index in (-1, form.extension)
+    same_group = form.extension is None or info.group_index in (-1, form.extension)
+    return opcode == expected and prefix == form.prefix and same_group
 
 
 def is_near_branch(instruction: Instruction) -> bool:

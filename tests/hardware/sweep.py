@@ -8,6 +8,7 @@ A disagreement prints the case in one line, then what differs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import sys
 from collections import Counter
@@ -15,9 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .case import Case, Mode, Outcome, Target, differences
-from .forms import Form, user_forms
+from .forms import Form, declared_forms, undeclared, user_forms
 from .generate import Generator, label
 from .oracle import BATCH, HostCpu
+
+OURS = {"host": ".oracle:HostCpu", "unicorn": ".second_opinion:UnicornCpu"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +58,31 @@ def sweep(
 
 def find_target(name: str) -> Target:
     """The target of that name. Raises SystemExit for an unknown one."""
-    match name:
-        case "host":
-            return HostCpu()
-        case "unicorn":
-            from .second_opinion import UnicornCpu
-
-            return UnicornCpu()
-        case _:
-            raise SystemExit(f"unknown target {name!r}: host, unicorn")
+    module, _, attribute = OURS.get(name, name).partition(":")
+    try:
+        found = importlib.import_module(module, __package__)
+        target: Target = getattr(found, attribute)()
+    except (ImportError, AttributeError) as error:
+        raise SystemExit(f"unknown target {name!r} ({error}): host, unicorn, or module:class") from None
+    return target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare a target with the host's processor, encoding by encoding.")
-    parser.add_argument("--target", default="host", help="host or unicorn")
+    parser.add_argument("--target", default="host", help="host, unicorn, or the module:class of another")
+    parser.add_argument("--declared", action="store_true", help="the project's encodings instead of iced-x86's")
+    parser.add_argument("--undeclared", action="store_true", help="only list the instructions that the project lacks")
     parser.add_argument("--only", default="", help="regular expression that the encoding's name must match")
     parser.add_argument("--mode", action="append", choices=[mode.name for mode in Mode], help="default: all three")
     parser.add_argument("--count", type=int, default=20, help="cases per encoding and mode")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, default=2, help="disagreements printed per encoding")
     options = parser.parse_args(arguments)
-    forms = [form for form in user_forms() if re.search(options.only, form.name)]
+    if options.undeclared:
+        print("\n".join(map(str, undeclared())))
+        return 0
+    known = declared_forms() if options.declared else user_forms()
+    forms = [form for form in known if re.search(options.only, form.name)]
     modes = [Mode[name] for name in options.mode] if options.mode else list(Mode)
     shown: Counter[str] = Counter()
     for disagreement in sweep(find_target(options.target), forms, modes, options.count, options.seed):

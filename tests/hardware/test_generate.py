@@ -10,9 +10,12 @@ from random import Random
 import pytest
 from iced_x86 import Code, Decoder, OpKind
 
+from xuni.isa.x86.encodings import parse
+from xuni.isa.x86.instruction import Definition
+
 from . import values
 from .case import Case, Flag, Mode, Outcome
-from .forms import Form, Vex, parse, user_codes, user_forms
+from .forms import Form, Vex, declared_forms, from_encoding, user_codes, user_forms
 from .generate import Generator, matches
 from .lengths import compare, random_code
 from .oracle import HostCpu, modes, unavailable
@@ -23,29 +26,36 @@ def forms(pattern: str) -> list[Form]:
     return [form for form in user_forms() if form.name.startswith(pattern)]
 
 
-def test_forms_are_parsed_from_declarations() -> None:
-    assert parse("ADD", "01 /r Ev Gv") == Form("ADD 01 /r Ev Gv", b"\x01", modrm=True)
-    assert parse("IMUL", "0F AF /r Gv Ev").opcode == b"\x0f\xaf"
-    assert parse("SHL", "C0 /4 Eb Ib").extension == 4
-    assert parse("MOVSS", "F3 0F 10 /r Vss Wss").prefix == 0xF3
-    push = parse("PUSH", "50+r Zv d64")
+def declared(text: str) -> Form:
+    """The form of "NAME|ENCODING"."""
+    name, encoding = text.split("|")
+    definition = Definition(name, (encoding,), lambda: None, "base", False, "", False, False, False, "")
+    return from_encoding(next(iter(parse(definition, encoding))))
+
+
+def test_forms_are_made_of_declarations() -> None:
+    assert declared("ADD|01 /r Ev Gv") == Form("ADD 01 /r Ev Gv", b"\x01", modrm=True)
+    assert declared("IMUL|0F AF /r Gv Ev").opcode == b"\x0f\xaf"
+    assert declared("SHL|C0 /4 Eb Ib").extension == 4
+    assert declared("MOVSS|F3 0F 10 /r Vss Wss").prefix == 0xF3
+    push = declared("PUSH|50+r Zv d64")
     assert (push.register_in_opcode, push.opcode, push.modrm) == (True, b"\x50", False)
-    assert parse("LEA", "8D /r Gv M").memory_only and parse("MOVMSKPS", "NP 0F 50 /r Gy Ux").register_only
-    assert parse("EB byte", "01 /r Eb Gb").opcode == b"\x01", "Eb is an operand, not a byte"
-    andn = parse("ANDN", "VEX.L0.NP.0F38.W0 F2 /r Gd By Ed")
+    assert declared("LEA|8D /r Gv M").memory_only and declared("MOVMSKPS|NP 0F 50 /r Gy Ux").register_only
+    andn = declared("ANDN|VEX.L0.NP.0F38.W0 F2 /r Gd By Ed")
     assert (andn.vex, andn.prefix, andn.opcode) == (Vex(2, 0, 0), 0, b"\xf2")
-    assert parse("AAA", "37 i64").modes == {Mode.PROTECTED_32, Mode.PROTECTED_16}
-    wide = parse("CMPXCHG16B", "REX.W 0F C7 /1 Mdq")
+    assert declared("AAA|37 i64").modes == {Mode.PROTECTED_32, Mode.PROTECTED_16}
+    wide = declared("CMPXCHG16B|REX.W 0F C7 /1 Mdq")
     assert wide.modes == {Mode.LONG} and wide.operand_size == 64
-    with pytest.raises(ValueError, match="encoding has no opcode: NOTHING '/r Ev'"):
-        parse("NOTHING", "/r Ev")
+    fadd = declared("FADD|D8 C0+i ST0 STi")
+    assert (fadd.opcode, fadd.register_in_opcode, fadd.modrm) == (b"\xd8\xc0", True, False)
+    fsin = declared("FSIN|D9 FE ST0")
+    assert (fsin.opcode, fsin.register_in_opcode, fsin.modrm) == (b"\xd9\xfe", False, False)
 
 
 @pytest.mark.parametrize("text", ["ADD|01 /r Ev Gv", "POPCNT|F3 0F B8 /r Gv Ev", "BSWAP|0F C8+r Zv", "NEG|F7 /3 Ev"])
 @pytest.mark.parametrize("mode", list(Mode), ids=lambda mode: mode.name)
 def test_declared_forms_make_cases_of_their_own_instruction(text: str, mode: Mode) -> None:
-    name, encoding = text.split("|")
-    form = parse(name, encoding)
+    name, form = text.split("|")[0], declared(text)
     cases = list(Generator(1).cases(form, mode, 40))
     assert len(cases) == 40
     for case in cases:
@@ -64,6 +74,17 @@ def test_every_encoding_can_be_instantiated() -> None:
     ]
     assert missing == []
     assert len(user_forms()) > 1300 and len(user_codes()) == len(user_forms())
+
+
+def test_every_declared_encoding_can_be_instantiated() -> None:
+    generator = Generator(4)
+    missing = [
+        f"{mode.name} {form}"
+        for form in declared_forms()
+        for mode in form.modes & {Mode.LONG, Mode.PROTECTED_32}
+        if not any(list(generator.cases(form, mode, 1)) for _ in range(4))
+    ]
+    assert missing == []
 
 
 def test_the_same_seed_makes_the_same_cases() -> None:
