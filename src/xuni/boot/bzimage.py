@@ -140,6 +140,12 @@ def parse_header(image: Image) -> SetupHeader:
             f"the payload at {header.payload_offset:#x}+{header.payload_length:#x} reaches beyond the kernel's "
             f"{rest:#x} bytes; the file is damaged or truncated"
         )
+    begins = image.data[kernel_offset + header.payload_offset :][:8]
+    if header.payload_length and not decompress.is_payload(begins):
+        raise image.error(
+            f"no compressed kernel where setup_sects = {setup_sects} and payload_offset = {header.payload_offset:#x} "
+            f"say (there is {begins[:4].hex(' ')}); the header is damaged"
+        )
     return header
 
 

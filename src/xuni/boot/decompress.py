@@ -19,6 +19,7 @@ MAX_UNPACKED: Final = 512 << 20
 """Far more than any kernel has, and little enough for a host to hold."""
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
+LZO_MAGIC: Final = b"\x89LZO"
 LZ4_LEGACY_MAGIC: Final = bytes.fromhex("02214c18")
 LZ4_BLOCK: Final = 8 << 20
 """Unpacked size of all blocks but the last (lz4, doc/lz4_Frame_format.md, "Legacy frame")."""
@@ -179,6 +180,11 @@ def payload(data: bytes, name: str, limit: int = MAX_UNPACKED) -> bytes:
         raise BootError(f"{name}: compressed with {kind}: {error}") from error
     except (ValueError, EOFError, OSError, MemoryError, lzma.LZMAError, zlib.error) as error:
         raise BootError(f"{name}: its {kind} data is damaged: {error}; fetch it again") from error
+
+
+def is_payload(data: bytes) -> bool:
+    """Whether this begins as a Linux kernel does in any of the ways to store it, lzo and uncompressed too."""
+    return data.startswith((b"\x7fELF", LZO_MAGIC, *(magic for _, magic, _ in FORMATS)))
 
 
 def is_gzip(data: bytes) -> bool:

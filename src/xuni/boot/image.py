@@ -5,6 +5,7 @@ Everything in the file is untrusted: `Image` turns each read outside into a `Boo
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +55,12 @@ def read_image(source: Source, what: str) -> Image:
     if isinstance(source, bytes):
         return Image(f"<{what}>", source)
     try:
-        if source.is_dir():
-            raise BootError(f"{source}: a directory cannot be the {what}; name a file")
+        mode = source.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            kind = "directory" if stat.S_ISDIR(mode) else "device"
+            raise BootError(f"{source}: a {kind} cannot be the {what}; name a file")
         with source.open("rb") as file:
-            # One byte more than allowed: devices and pipes have no size to ask for.
+            # One byte more than allowed: a pipe has no size to ask for.
             data = file.read(MAX_IMAGE_SIZE + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -30,6 +30,8 @@ BOOT_DS: Final = 0x18
 
 PAGE_TABLE: Final = Struct("<512Q")
 
+MAX_IDENTITY_GIB: Final = 64
+
 LOADER_UNDEFINED: Final = 0xFF
 """type_of_loader for a boot loader without a number of its own."""
 
@@ -154,10 +156,14 @@ def put_gdt(placement: Placement, *, long_mode: bool) -> TableRegister:
 
 
 def put_identity_map(placement: Placement, end: int) -> int:
-    """Write page tables that map [0, `end`) onto itself with 2 MiB pages, at least 4 GiB; return the value for CR3."""
+    """Write page tables that map [0, `end`) onto itself with 2 MiB pages, at least 4 GiB; return the value for CR3.
+
+    Raises BootError for more than fits into tables below 640 KiB.
+    """
     present_writable, large = 0x3, 0x80
     gigabytes = max(4, -(-end // (1 << 30)))
-    assert gigabytes <= 64, "they would not fit below 640 KiB"
+    if gigabytes > MAX_IDENTITY_GIB:
+        raise BootError(f"the image reaches up to {end:#x}, and it must lie below {MAX_IDENTITY_GIB} GiB to be started")
     tables = placement.place((2 + gigabytes) * PAGE_SIZE, "the page tables", below=EBDA)
     pointers, directories = tables + PAGE_SIZE, tables + 2 * PAGE_SIZE
     placement.memory.fill(tables, 2 * PAGE_SIZE)
