@@ -210,8 +210,8 @@ _convert_packed("CVTTPD2DQ", "66 0F E6 /r Vx Wx", 64, lambda cpu, a: fp.to_integ
 
 
 # -- conversion: MMX registers -----------------------------------------------------------------------------------------
-# What happens to the x87 state is the same for both formats here: it becomes MMX state if an MMX register takes part, and
-# does so before an unmasked exception is found. From memory it is not touched (SDM vol. 2, CVTPI2PD).
+# The x87 state becomes MMX state if an MMX register takes part, before an unmasked exception is found. It is not
+# touched by conversions from memory (SDM vol. 2, CVTPI2PD; processors differ for CVTPI2PS).
 def _from_mmx(name: str, prefix: str, width: int, feature: str) -> None:
     @instruction(name, f"{prefix} 0F 2A /r Vx Nq", feature=feature, fpu="mmx")
     def register(cpu: Cpu, dst: Operand, src: Operand) -> None:

@@ -1,7 +1,7 @@
 """SSE floating point: one operation on all lanes of its operands, with MXCSR's rounding, modes and exceptions.
 
-Plain: `xuni.isa.softfloat`, lane by lane. Compiled: the host's own instruction, with the host's MXCSR as the guest's but
-with all exceptions masked; flags stay in the host's MXCSR (they are sticky) until `fetch_mxcsr` asks for them. The
+Plain: `xuni.isa.softfloat`, lane by lane. Compiled: the host's own instruction under the guest's MXCSR, but with
+all exceptions masked; flags stay in the host's MXCSR (they are sticky) until `fetch_mxcsr` asks for them. The
 guest's MXCSR is therefore `s.mxcsr` with the host's flags added; the engine loads the host's register when it enters
 compiled code, and adds its flags to `s.mxcsr` when it leaves.
 

@@ -1,7 +1,7 @@
 """Integer SIMD that computes lane by lane: MMX and its SSE2 to SSE4.1 forms have one definition.
 
-`packed` registers both forms: on MMX registers (64 bits) and on XMM registers (128 bits). What the operations do is said
-in functions of two values of equal shape, lanes of the width they need.
+`packed` registers both forms: on MMX registers (64 bits) and on XMM registers (128 bits). What operations do is said in
+functions of two values of equal shape, lanes of the width they need.
 """
 
 from __future__ import annotations
