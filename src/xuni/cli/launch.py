@@ -1,0 +1,161 @@
+"""Makes the machine that a plan asks for, runs it, and says how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from xuni.backends.console import Descriptor, Sink, Tail, nowhere
+from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
+from xuni.cli.attend import Attendant, Input, Stuck
+from xuni.cli.failure import Refusal
+from xuni.cli.plan import End, Plan
+from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
+from xuni.devices.uart import COM_PORTS
+from xuni.guest import session
+from xuni.machine.machine import Engine
+from xuni.machine.pc import Pc, PcConfig
+from xuni.machine.stopped import DebugExit, PowerOff, Reset, Stopped
+from xuni.memory.guest import GuestMemory
+
+STDOUT: Final = 1
+STDERR: Final = 2
+CONSOLE, DATA, ERRORS, CONTROL = range(4)  # the serial ports, as `xuni.guest.session` numbers them
+TAIL_LINES: Final = 12
+SEED_SIZE: Final = 32
+BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+NO_STATUS: Final = 121
+"""The guest ended by itself before the command in it did."""
+
+
+@dataclass(slots=True)
+class Ends:
+    """The host's ends of the serial lines, and what came in over them."""
+
+    console: Sink
+    tail: Tail | None
+    on_input: Callable[[], None] = lambda: None
+    stdout: Descriptor = field(default_factory=lambda: Descriptor(STDOUT))
+    stderr: Descriptor = field(default_factory=lambda: Descriptor(STDERR))
+    status: int | None = None
+    _control: session.Control = field(default_factory=session.Control)
+
+    def outputs(self) -> tuple[Sink, ...]:
+        return self.console, self.stdout, self.stderr, self._receive
+
+    def _receive(self, data: bytes) -> None:
+        for event in self._control.receive(data):
+            match event:
+                case session.Input():
+                    self.on_input()
+                case session.Exit(status):
+                    self.status = status
+
+
+def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None) -> int:
+    """Boot and run until the guest ends, or the user ends it. Returns the exit status."""
+    with _ends(plan) as ends:
+        try:
+            guest_memory = GuestMemory(memory)
+        except (ValueError, OSError) as error:
+            raise Refusal(f"--memory: {memory >> 20} MiB of guest memory cannot be had: {error}") from error
+        with guest_memory:
+            machine = _machine(plan, guest_memory, cpus, ends)
+            console = machine.consoles[DATA if plan.input is Input.FRAMES else CONSOLE]
+
+            def feed(data: bytes) -> None:
+                with machine.bus.lock:
+                    console.feed(data)
+
+            attendant = Attendant(machine, plan.input, feed, backlog=lambda: len(console.queue))
+            machine.expects_input = plan.input is not Input.NONE
+            ends.on_input = attendant.want_input
+            ends.stdout.on_failure = attendant.stop
+            try:
+                stopped = attendant.run(timeout)
+            except Stuck:
+                print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
+                os._exit(128 + (attendant.signal or signal.SIGINT))
+            return _conclude(stopped, attendant, ends, plan)
+
+
+def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
+    own = plan.session is None
+    config = PcConfig(
+        cpus=cpus,
+        serial=COM_PORTS,
+        debug_exit=DebugExitConfig() if own else None,
+        test_device=TestDeviceConfig() if plan.format is Format.MULTIBOOT else None,
+    )
+    try:
+        machine = Pc(memory, _engine(), config, ends.outputs())
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    boot = BootConfig(plan.kernel, plan.initrd, plan.append, plan.format, rng_seed=os.urandom(SEED_SIZE))
+    try:
+        state = load(memory, boot, BoardFacts(cpus=cpus, serial=COM_PORTS))
+    except BootError as error:
+        raise Refusal(str(error)) from error
+    machine.vcpus[0].load(state)
+    return machine
+
+
+def _engine() -> Engine:
+    from xuni.engine.soft import SoftEngine
+
+    return SoftEngine()
+
+
+@contextmanager
+def _ends(plan: Plan) -> Iterator[Ends]:
+    tail = None
+    console: Sink
+    match plan.console:
+        case End.STDOUT:
+            ends = Ends(nowhere, None)
+            ends.console = ends.stdout
+            yield ends
+            return
+        case End.STDERR:
+            console = Descriptor(STDERR)
+        case End.HIDDEN:
+            console = tail = Tail()
+        case End.NOWHERE:
+            console = nowhere
+        case End.FILE:
+            assert plan.file is not None
+            try:
+                file = open(plan.file, "wb", buffering=0)
+            except OSError as error:
+                raise Refusal(f"--serial file:{plan.file}: {error.strerror}; name a file to write to") from error
+            with file:
+                sink = Descriptor(file.fileno())
+                yield Ends(sink, None)
+                if sink.failure:
+                    print(f"xuni: {plan.file}: {sink.failure.strerror}; the rest was lost", file=sys.stderr)
+            return
+    yield Ends(console, tail)
+
+
+def _conclude(stopped: Stopped, attendant: Attendant, ends: Ends, plan: Plan) -> int:
+    """Say on stderr what is not plain, and choose the exit status."""
+    if attendant.left:
+        return 0
+    if attendant.signal:
+        return 128 + attendant.signal
+    if ends.stdout.failure:
+        return BROKEN_PIPE
+    if ends.status is not None:
+        return ends.status
+    match stopped:
+        case PowerOff() | DebugExit(): return stopped.exit_status
+        case Reset() if plan.session is None: return stopped.exit_status
+    for line in ends.tail.lines(TAIL_LINES) if ends.tail else ():
+        print(f"guest: {line}", file=sys.stderr)
+    print(f"xuni: {stopped}", file=sys.stderr)
+    return NO_STATUS if isinstance(stopped, Reset) else stopped.exit_status
