@@ -42,12 +42,14 @@ GPR_OF = {
     for name in names
 }
 RAX, RCX, RDX, RSP = 0, 1, 2, 4
-LOCKED, NOT_PRESENT = 0xF0, 0x4000_0000
+LOCKED = 0xF0
+HARNESS = 0x1000_0000  # from here to DATA lie pages that only the oracle has
 BIT_STRINGS = frozenset(("BT", "BTS", "BTR", "BTC"))
 DIVISIONS = frozenset(("DIV", "IDIV"))
 DOUBLE_SHIFTS = frozenset(("SHLD", "SHRD"))
 REGISTER_COUNTS = frozenset(("SHLX", "SARX", "SHRX", "BEXTR", "BZHI"))
 INDIRECT = frozenset(("JMP", "CALL", "RETNW", "RETND", "RETNQ"))
+ENTER = frozenset(("ENTERW", "ENTERD", "ENTERQ"))
 COMPARE_EXCHANGE = frozenset(("CMPXCHG", "CMPXCHG8B", "CMPXCHG16B"))
 PUSH_FLAGS = frozenset(("PUSHFW", "PUSHFD", "PUSHFQ"))
 APPROXIMATE = frozenset("RCPPS RCPSS RSQRTPS RSQRTSS FSIN FCOS FSINCOS FPTAN FPATAN F2XM1 FYL2X FYL2XP1".split())
@@ -228,6 +230,8 @@ class Generator:
         self._adjust(draft, mnemonic)
         for access in used:
             self._verify(draft, access)
+        if mnemonic in ENTER:
+            self._verify_probe(draft)
         flags = random.getrandbits(32) & SETTABLE
         if not instruction.is_string_instruction and random.randrange(4):
             flags &= ~Flag.DF
@@ -399,6 +403,14 @@ class Generator:
         if not (inside or faulting):
             raise Unsuitable
         if draft.mode is Mode.PROTECTED_16 and access.segment == Register.CS:
+            raise Unsuitable
+
+    def _verify_probe(self, draft: Draft) -> None:
+        """ENTER also touches the place where RSP ends up: not one that only the host has mapped."""
+        deepest = 8 * 32  # bytes of nested frame pointers
+        end = draft.gpr[RSP] - deepest - draft.instruction.immediate16
+        reserved = range(HARNESS - PAGE, DATA)
+        if any(place in reserved for place in (end, end + deepest)) and draft.mode is not Mode.PROTECTED_16:
             raise Unsuitable
 
     def _string_address_size(self, draft: Draft) -> int:

@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Compare a target with the host's processor, encoding by encoding.")
     parser.add_argument("--target", default="host", help="host, unicorn, or the module:class of another")
     parser.add_argument("--declared", action="store_true", help="the project's encodings instead of iced-x86's")
+    parser.add_argument("--privileged", action="store_true", help="the instructions that CPL 3 must refuse, instead")
     parser.add_argument("--undeclared", action="store_true", help="only list the instructions that the project lacks")
     parser.add_argument("--only", default="", help="regular expression that the encoding's name must match")
     parser.add_argument("--mode", action="append", choices=[mode.name for mode in Mode], help="default: all three")
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.undeclared:
         print("\n".join(map(str, undeclared())))
         return 0
-    known = declared_forms() if options.declared else user_forms()
+    known = declared_forms() if options.declared else user_forms(privileged=options.privileged)
     forms = [form for form in known if re.search(options.only, form.name)]
     modes = [Mode[name] for name in options.mode] if options.mode else list(Mode)
     shown: Counter[str] = Counter()
