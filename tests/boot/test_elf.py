@@ -62,6 +62,14 @@ def test_pvh(images: Any, memory: GuestMemory, width: int) -> None:
     assert unpack("<QQII", memory.read(memmap + 48, 24)) == (MIB, 63 * MIB, 1, 0)
 
 
+def test_pvh_initrd_stays_below_2_gib(images: Any) -> None:
+    segments = [images.segment(0x100_0000, b"\xf4"), images.segment(0, images.pvh_note(0x100_0000), type=4)]
+    with GuestMemory(3072 * MIB) as memory:
+        state = load(memory, BootConfig(bytes(images.elf(segments, 0)), initrd=(b"I",)))
+        modlist = START_INFO.unpack(memory.read(state.rbx, START_INFO.size))[4]
+        assert memory.read_u64(modlist) == 2048 * MIB - 4096
+
+
 def test_pvh_without_an_initrd_has_no_modules(images: Any, memory: GuestMemory) -> None:
     segments = [images.segment(0x100_0000, b"\xf4"), images.segment(0, images.pvh_note(0x100_0000), type=4)]
     state = load(memory, BootConfig(bytes(images.elf(segments, 0))))

@@ -28,6 +28,8 @@ MODULE: Final = Struct("<QQQQ")
 """paddr, size, cmdline, reserved."""
 MEMMAP_ENTRY: Final = Struct("<QQII")
 """addr, size, type (as in E820), reserved."""
+INITRD_END: Final = 0x8000_0000
+"""Where Linux wants an initrd to end, as its bzImage header says (initrd_addr_max); the specification has no bound."""
 MAX_COMMAND_LINE: Final = 2047
 """Linux's COMMAND_LINE_SIZE without the NUL; the specification has no bound."""
 
@@ -54,7 +56,7 @@ def load(placement: Placement, elf: Elf, boot: LinuxBoot) -> CpuState:
     memory = placement.memory
     modules = b""
     if data := read_initrd(boot.initrd):
-        address = placement.place(len(data), "the initrd", above=HIGH_MEMORY, below=FOUR_GIB, top=True)
+        address = placement.place(len(data), "the initrd", above=HIGH_MEMORY, below=INITRD_END, top=True)
         memory.write(address, data)
         modules = MODULE.pack(address, len(data), 0, 0)
     text = encode_command_line(boot.command_line, MAX_COMMAND_LINE, elf.image.name)
