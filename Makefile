@@ -11,9 +11,10 @@
 #   make lock                        compute requirements.lock anew
 
 MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready $(VENV)/.compiled
 ARGS  :=
 TESTS :=
 JOBS  := auto
@@ -39,8 +40,13 @@ lint: $(READY)
 
 setup: $(READY)
 
-$(READY): requirements.lock pyproject.toml tools/setup
+$(VENV)/.ready: requirements.lock pyproject.toml tools/setup
 	@tools/setup $(VENV) </dev/null >&2
+	@touch $@
+
+# A start would otherwise compile the sources anew where PYTHONDONTWRITEBYTECODE is set.
+$(VENV)/.compiled: $(VENV)/.ready $(shell find src -name '*.py')
+	@$(BIN)/python -m compileall -q src/xuni
 	@touch $@
 
 # uv serves here only; nobody else needs it. Hashes and no index lines: the lock holds on every machine and mirror.

@@ -1,25 +1,23 @@
 """The guests that xuni can make by itself, and where it keeps them: `guests/NAME` in the cache folder.
 
-A guest is a kernel, perhaps an initrd, and a command line, made of packages that the host's own sources deliver.
+A guest is a kernel, perhaps an initrd, and a command line, made of packages that the host's own sources deliver. What
+is needed only to fetch one is imported only then: a guest that is kept should start fast.
 
 To add one: a line in `CATALOGUE`, with a recipe that fills a folder; and its row in README.md and README.zh-CN.md.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
-from xuni.guest import initramfs, libkrunfw
-from xuni.host import apt, cache
+from xuni.guest import initramfs
+from xuni.host import cache
 from xuni.host.progress import Progress
 
 KERNEL_PACKAGE = re.compile(r"linux-image-[a-z0-9][a-z0-9+.~-]*\Z")
@@ -107,6 +105,8 @@ def ensure(name: str) -> Guest:
 
 def fetch(name: str) -> Guest:
     """Make the guest from the newest packages, whether or not it is on this disk. Raises `GuestError`, `OSError`."""
+    from xuni.host import apt
+
     made = recipe(name)
     place = folder(name)
     with cache.only_one(place):
@@ -136,6 +136,8 @@ def _rebuild(guest: Guest) -> None:
 
 
 def _build_initramfs(place: Path) -> None:
+    import subprocess
+
     busybox = place / "busybox"
     applets = subprocess.run([busybox, "--list-full"], capture_output=True, text=True, check=True).stdout.split()
     cache.replace(place / "initrd", initramfs.build(busybox.read_bytes(), applets))
@@ -163,6 +165,11 @@ def _memtest(into: Path) -> dict[str, str]:
 
 
 def _krun(into: Path) -> dict[str, str]:
+    import subprocess
+    from zipfile import BadZipFile, ZipFile
+
+    from xuni.guest import libkrunfw
+
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--only-binary=:all:",
                "--disable-pip-version-check", "--dest", str(into), "microsandbox"]
     with (Progress("fetching microsandbox (45 MB), which holds the kernel") as progress,
@@ -198,11 +205,13 @@ def _krun(into: Path) -> dict[str, str]:
 def _take(into: Path, packages: tuple[str, ...], wanted: Mapping[str, str],
           follow: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
     """Fetch a package and keep its first file whose path matches a pattern of `wanted`, under the name given there."""
+    from xuni.host import apt
+
     package, deb = apt.obtain(packages, into, follow)
     found = False
     with apt.files(deb) as members:
         for path, read in members:
-            name = next((name for pattern, name in wanted.items() if fnmatch.fnmatch(str(path), pattern)), None)
+            name = next((name for pattern, name in wanted.items() if path.match(pattern)), None)
             if name:
                 (into / name).write_bytes(read())
                 found = True

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from xuni.guest.cpio import Archive
 
@@ -54,4 +53,4 @@ def recipe() -> str:
 
 
 def _resource(name: str) -> bytes:
-    return files("xuni.guest").joinpath(name).read_bytes()
+    return Path(__file__).with_name(name).read_bytes()

@@ -9,7 +9,6 @@ import fcntl
 import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,8 @@ def only_one(place: Path) -> Iterator[None]:
 
 def replace(place: Path, content: bytes) -> None:
     """Write a file so that readers see the old content or the new, never half of it."""
+    import tempfile  # here, since every start of a guest imports this file and few write anything
+
     with tempfile.NamedTemporaryFile(prefix=f".{place.name}.", dir=place.parent, delete=False) as scratch:
         try:
             scratch.write(content)
@@ -50,6 +51,8 @@ def filling(place: Path) -> Iterator[Path]:
 
     The caller is inside `only_one(place)`; what a killed process left half filled goes then.
     """
+    import tempfile
+
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f".{glob.escape(place.name)}.*/"):
         shutil.rmtree(left, ignore_errors=True)
