@@ -5,7 +5,7 @@
 
 Same kernel, same initramfs, same run: the machines take turns, round after round. A cell is CPU seconds of the whole
 virtual machine (all its threads and children), the median over the rounds. The ratios are the first machine's seconds
-to each other's: 2.00x under "/ tcg" means twice the CPU time of TCG. `native` runs the suite on the host itself, for orientation.
+to each other's: 2.00x under "/ tcg" means twice the CPU time of TCG. `native` runs the suite on the host itself.
 """
 
 from __future__ import annotations
