@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
+from xuni.boot.layout import BoardFacts
 from xuni.devices.acpi_pm import BLOCK_SIZE, AcpiPm, AcpiPmConfig
 from xuni.devices.apic.bus import ApicBus
 from xuni.devices.apic.ioapic import IoApic, IoApicConfig
@@ -46,6 +48,7 @@ IOAPIC_TIMER_PIN: Final = 2
 """ISA interrupt 0 reaches the IOAPIC here (MADT interrupt source override); the others keep their numbers."""
 SHUTDOWN_PORT: Final = 0x8900
 DMA_BASES: Final = (0x00, 0xC0)
+E820_ENTRY: Final = Struct("<QQI")  # address, size, type (1 is usable RAM)
 SYSTEM_CONTROL_B, SYSTEM_CONTROL_A = 0x61, 0x92
 
 
@@ -73,6 +76,10 @@ class PcConfig:
     debug_console: DebugConsoleConfig | None = None
     test_device: TestDeviceConfig | None = None
     serial: tuple[UartConfig, ...] = COM_PORTS[:1]
+
+    def facts(self) -> BoardFacts:
+        """What boot loaders tell the guest of this board."""
+        return BoardFacts(self.cpus, self.io_apic, self.acpi, self.serial, self.keyboard, self.rtc, self.pci)
 
 
 class Pc(Machine):
@@ -160,11 +167,11 @@ class Pc(Machine):
     def legacy_firmware_state(self) -> None:
         """Leave the interrupt hardware as PC firmware does, for programs that begin in real mode and expect it.
 
-        Legacy controllers at their classic vectors with the timer unmasked, the timer ticking 18.2 times a second, and
-        each local APIC enabled as a virtual wire.
+        Legacy controllers at their classic vectors with timer and cascade unmasked, the timer ticking 18.2 times a
+        second, each local APIC enabled and the first one a virtual wire. The caller provides the handler of vector 8.
         """
         with self.bus.lock:
-            self.pic.initialize(*self.config.pic.legacy_bases, masks=(0xB8, 0x8E))
+            self.pic.initialize(*self.config.pic.legacy_bases, masks=(0xFA, 0xFF))
             self.pit.start_periodic()
             for apic in self.local_apics:
                 apic.write(Reg.SVR << 4, 4, SVR_ENABLE | 0x0F)
@@ -206,6 +213,7 @@ class Pc(Machine):
         chip.add_number(Key.RAM_SIZE, self.memory.size, 8)
         chip.add_number(Key.NB_CPUS, self.config.cpus, 2)
         chip.add_number(Key.MAX_CPUS, self.config.cpus, 2)
+        chip.add_file("etc/e820", b"".join(E820_ENTRY.pack(start, end - start, 1) for start, end in self.memory.ram))
         self.bus.ports.attach_wide(config.base, FW_CFG_PORTS, chip)
         self.resettable.append(chip)
         return chip

@@ -71,12 +71,19 @@ def host_bridge() -> ConfigSpace:
     return ConfigSpace(vendor=0x8086, device=0x1237, class_code=0x060000, revision=2)
 
 
+@dataclass(slots=True)
+class PciBusState:
+    """The address register."""
+
+    address: int = 0
+
+
 class PciBus:
     """Functions by (bus, device, function); an absent one reads all ones. This is offsets 0-7 of ports 0xCF8-0xCFF."""
 
-    def __init__(self, reset_control: ByteDevice | None = None) -> None:
+    def __init__(self, reset_control: ByteDevice | None = None, state: PciBusState | None = None) -> None:
         self.functions: dict[tuple[int, int, int], PciFunction] = {}
-        self.address = 0
+        self.state = state or PciBusState()
         self._reset_control = reset_control
 
     def add(self, function: PciFunction, device: int, number: int = 0, bus: int = 0) -> None:
@@ -90,7 +97,7 @@ class PciBus:
 
     def reset(self) -> None:
         """The address register; functions that have a reset are reset by the board."""
-        self.address = 0
+        self.state.address = 0
 
     def read(self, offset: int, size: int) -> int:
         """The address register (dword), the reset control register (byte), or configuration data."""
@@ -100,9 +107,9 @@ class PciBus:
             function = self._selected()
             if function is None:
                 return 0xFFFF_FFFF
-            return function.read_config((self.address & 0xFC) + offset - DATA, size)
+            return function.read_config((self.state.address & 0xFC) + offset - DATA, size)
         if offset == 0 and size == 4:
-            return self.address
+            return self.state.address
         if offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
             return self._reset_control.read(0)
         return 0xFFFF_FFFF
@@ -112,14 +119,14 @@ class PciBus:
         if offset >= DATA:
             function = self._selected()
             if function is not None and offset + size <= 2 * DATA:
-                function.write_config((self.address & 0xFC) + offset - DATA, size, value)
+                function.write_config((self.state.address & 0xFC) + offset - DATA, size, value)
         elif offset == 0 and size == 4:
-            self.address = value & 0x80FF_FFFC
+            self.state.address = value & 0x80FF_FFFC
         elif offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
             self._reset_control.write(0, value)
 
     def _selected(self) -> PciFunction | None:
-        address = self.address
+        address = self.state.address
         if not address & ENABLE:
             return None
         return self.functions.get((address >> 16 & 0xFF, address >> 11 & 0x1F, address >> 8 & 7))
