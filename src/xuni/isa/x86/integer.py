@@ -93,7 +93,10 @@ def xadd(cpu: Cpu, dst: Operand, src: Operand) -> None:
 def cmpxchg(cpu: Cpu, dst: Operand, src: Operand, accumulator: Operand) -> None:
     old, new, expected = dst.read(), src.read(), accumulator.read()
     equal = old == expected
-    dst.write(select(equal, new, old))  # in any case: the fault of a read-only destination does not depend on data
+    if dst.is_memory:  # written in any case: the fault of a read-only destination does not depend on data
+        dst.write(select(equal, new, old))
+    elif equal:
+        dst.write(new)
     if not equal:
         accumulator.write(old)
     cpu.flags.set_sub(expected, old)

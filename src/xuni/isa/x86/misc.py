@@ -57,14 +57,7 @@ def salc(cpu: Cpu) -> None:
 # -- nothing -----------------------------------------------------------------------------------------------------------
 
 
-@instruction("NOP", "F2 90")
-def nop(cpu: Cpu) -> None:
-    """A plain 90 is XCHG rAX, rAX in the tables (it is one with REX.B): the decoder makes it do nothing."""
-
-
-@instruction("PAUSE", "F3 90")
-def pause(cpu: Cpu) -> None:
-    """The engines give other processors their turn anyway."""
+# 90 is XCHG rAX, rAX in the tables, as with REX.B it is XCHG r8, rAX: without, decoders make it do nothing. So too PAUSE.
 
 
 @instruction("NOP", "0F 0D /r Ev", *(f"0F {op:02X} /r Ev" for op in range(0x18, 0x20)))

@@ -157,6 +157,7 @@ def enter(cpu: Cpu, room: Operand, nesting: Operand) -> None:
     size, m = cpu.osize // 8, stack_mask(cpu)
     level = nesting.read() & 31
     frame = (cpu.rsp - size) & m
+    kept = cpu.rsp & ~m  # what a narrow stack pointer leaves alone
     cpu.store(Seg.SS, frame, cpu.reg(Gpr.RBP, cpu.osize))
     top = frame
     if level != 0:
@@ -165,10 +166,10 @@ def enter(cpu: Cpu, room: Operand, nesting: Operand) -> None:
             outer, top, left = outer - size, (top - size) & m, left - 1
             cpu.store(Seg.SS, top, cpu.load(Seg.SS, outer & m, cpu.osize))
         top = (top - size) & m
-        cpu.store(Seg.SS, top, frame.trunc(cpu.osize))
+        cpu.store(Seg.SS, top, (kept | frame).trunc(cpu.osize))
     end = (top - room.read().zext(64)) & m
     cpu.window(Seg.SS, end, True)  # faults as a write at the new top of the stack would
-    set_stack_register(cpu, Gpr.RBP, frame)
+    cpu.set_reg(Gpr.RBP, (kept | frame).trunc(cpu.osize))
     set_stack_register(cpu, Gpr.RSP, end)
 
 
