@@ -11,6 +11,8 @@ import time
 from collections.abc import Generator
 
 from xuni.exits import Data, EngineFailure, Exit, Halt, PortIn, PortOut, Reply, Shutdown, Sliced
+from xuni.machine.machine import CpuConfig, Engine
+from xuni.memory.guest import GuestMemory
 
 Script = Generator[Exit, int, None]
 COM1, COM2, COM3, COM4 = 0x3F8, 0x2F8, 0x3E8, 0x2E8
@@ -116,7 +118,7 @@ class Vcpu:
         self._script = script
         self._began = False
 
-    def load(self, state: object) -> None: pass
+    def start(self, at: object) -> None: pass
 
     def run(self, reply: Reply) -> Exit:
         if not self._began:
@@ -143,6 +145,12 @@ if __name__ == "__main__":
     from xuni.cli import launch
     from xuni.cli.main import main
 
-    launch._engine = lambda: lambda memory, config: Vcpu(script())  # type: ignore[assignment]
+    def engine(made: list[Vcpu]) -> Engine:
+        def make(memory: GuestMemory, config: CpuConfig) -> Vcpu:
+            made.append(Vcpu(script()))
+            return made[-1]
+        return make
+
+    launch._engine = engine  # type: ignore[assignment]
     launch.load = lambda *_: None  # type: ignore[assignment]
     main()

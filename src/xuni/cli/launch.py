@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
 from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
@@ -18,10 +19,14 @@ from xuni.cli.plan import End, Plan
 from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
 from xuni.devices.uart import COM_PORTS
 from xuni.guest import session
-from xuni.machine.machine import Engine
+from xuni.host.progress import Progress
+from xuni.machine.machine import CpuConfig, Engine
 from xuni.machine.pc import Pc, PcConfig
 from xuni.machine.stopped import DebugExit, PowerOff, Reset, Stopped
 from xuni.memory.guest import GuestMemory
+
+if TYPE_CHECKING:
+    from xuni.engine.soft.vcpu import SoftVcpu
 
 STDOUT: Final = 1
 STDERR: Final = 2
@@ -92,23 +97,32 @@ def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
         debug_exit=DebugExitConfig() if own else None,
         test_device=TestDeviceConfig() if plan.format is Format.MULTIBOOT else None,
     )
-    try:
-        machine = Pc(memory, _engine(), config, ends.outputs())
-    except ValueError as error:
-        raise Refusal(str(error)) from error
     boot = BootConfig(plan.kernel, plan.initrd, plan.append, plan.format, rng_seed=os.urandom(SEED_SIZE))
+    cpus_made: list[SoftVcpu] = []
     try:
+        # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
         state = load(memory, boot, BoardFacts(cpus=cpus, serial=COM_PORTS))
-    except BootError as error:
+        machine = Pc(memory, _engine(cpus_made), config, ends.outputs())
+    except (BootError, ValueError) as error:
         raise Refusal(str(error)) from error
-    machine.vcpus[0].load(state)
+    cpus_made[0].start(state)
     return machine
 
 
-def _engine() -> Engine:
-    from xuni.engine.soft import SoftEngine
+def _engine(made: list[SoftVcpu]) -> Engine:
+    """Makes virtual CPUs of xuni's own engine, and keeps them in `made` as what they are. Compiles it if need be."""
+    from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu, code
 
-    return SoftEngine()
+    with Progress("compiling xuni's engine, once") as progress:
+        compiled = code(lambda done, total: progress(done / total))
+    base = time.monotonic_ns()
+
+    def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
+        features = SoftConfig(apic_id=config.index, cpus=config.count)
+        made.append(SoftVcpu(memory, features, clock_base=base, compiled=compiled))
+        return made[-1]
+
+    return make
 
 
 @contextmanager
