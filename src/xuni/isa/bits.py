@@ -47,6 +47,7 @@ class Backend(Protocol):
     def gather(self, parts: Sequence[Raw], width: int) -> Raw: ...
     def shuffle(self, a: Raw, b: Raw, indexes: Sequence[int], width: int, lanes: int) -> Raw: ...
     def permute(self, a: Raw, control: Raw) -> Raw: ...
+    def shift_all(self, op: str, a: Raw, count: Raw, width: int, lanes: int) -> Raw: ...
     def lift(self, value: Bits) -> Raw: ...
 
 
@@ -158,6 +159,9 @@ class Ints:
 
     def permute(self, a: Raw, control: Raw) -> Raw:
         return tuple(0 if c & 0x80 else a[c & 15] for c in control)
+
+    def shift_all(self, op: str, a: Raw, count: Raw, width: int, lanes: int) -> Raw:
+        return tuple(_BINARY[op](x, count, width) & mask(width) for x in a)
 
     def lift(self, value: Bits) -> Raw:
         return value.raw
@@ -445,6 +449,13 @@ class Bits:
         assert (self.width, self.lanes) == (control.width, control.lanes) == (8, 16)
         backend = self.backend if not self.backend.known else control.backend
         return Bits(backend, 8, backend.permute(backend.lift(self), backend.lift(control)), 16)
+
+    def shift_all(self, op: str, count: Bits) -> Bits:
+        """All lanes of 128 bits (lanes of 16, 32 or 64) shifted by one count of 64 bits; `op` is shl, lshr or ashr."""
+        assert self.width * self.lanes == 128 and count.width == 64 and count.lanes == 1
+        backend = self.backend if not self.backend.known else count.backend
+        raw = backend.shift_all(op, backend.lift(self), backend.lift(count), self.width, self.lanes)
+        return Bits(backend, self.width, raw, self.lanes)
 
 
 A = TypeVar("A")

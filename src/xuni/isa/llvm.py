@@ -11,6 +11,8 @@ from typing import Final
 from xuni.isa.bits import Bits, Raw
 
 _INTRINSIC: Final = {"popcount": "ctpop", "ctz": "cttz", "clz": "ctlz", "bswap": "bswap"}
+_SHIFT: Final = {"shl": "psll", "lshr": "psrl", "ashr": "psra"}
+_LETTER: Final = {16: "w", 32: "d", 64: "q"}
 _PAIRED: Final = ("umin", "umax", "smin", "smax", "uadd.sat", "usub.sat", "sadd.sat", "ssub.sat")
 
 
@@ -185,6 +187,15 @@ class Llvm:
     def permute(self, a: Raw, control: Raw) -> Raw:
         t = type_of(8, 16)
         return self.function.value(f'call {t} asm "pshufb $2, $0", "=x,0,x"({t} {a}, {t} {control})')
+
+    def shift_all(self, op: str, a: Raw, count: Raw, width: int, lanes: int) -> Raw:
+        # Not LLVM's own shift: with a count a lane, it may go through floating point and raise flags in MXCSR.
+        f, t = self.function, type_of(width, lanes)
+        name = f"@llvm.x86.sse2.{_SHIFT[op]}.{_LETTER[width]}"
+        f.declare(f"declare {t} {name}({t}, {t})")
+        pair = f.value(f"insertelement <2 x i64> zeroinitializer, i64 {count}, i32 0")
+        by = pair if width == 64 else f.value(f"bitcast <2 x i64> {pair} to {t}")
+        return f.value(f"call {t} {name}({t} {a}, {t} {by})")
 
     def wrap(self, width: int, text: str, lanes: int = 1) -> Bits:
         """A new value from instruction text."""

@@ -179,50 +179,40 @@ for _offset, _width, _letter in ((0, 8, "B"), (1, 16, "W"), (2, 32, "D")):
 
 
 # -- shifts: one count for all lanes; a count of the width or more clears (PSRA: fills with the sign) ------------------
-Shift = Callable[[Bits, Bits], Bits]
-
-
-def _shift(name: str, opcode: str, group: str, digit: int, width: int, operation: Shift) -> None:
+def _shift(name: str, opcode: str, group: str, digit: int, width: int, op: str) -> None:
     @instruction(name, f"NP 0F {opcode} /r Pq Qq", feature="mmx", fpu="mmx")
     def by_mmx(cpu: Cpu, dst: Operand, src: Operand) -> None:
         check_pending(cpu)
         count = src.read()
-        dst.write(operation(dst.read().as_lanes(width), count).as_lanes(64))
+        dst.write(_shift_mmx(dst.read(), op, count, width))
         enter_mmx(cpu)
 
     @instruction(name, f"NP 0F {group} /{digit} Nq Ib", feature="mmx", fpu="mmx")
     def mmx_by_number(cpu: Cpu, dst: Operand, imm: Operand) -> None:
         check_pending(cpu)
-        dst.write(operation(dst.read().as_lanes(width), imm.read()).as_lanes(64))
+        dst.write(_shift_mmx(dst.read(), op, imm.read().zext(64), width))
         enter_mmx(cpu)
 
     @instruction(name, f"66 0F {opcode} /r Vx Wx", feature="sse2", fpu="sse")
     def by_xmm(cpu: Cpu, dst: Operand, src: Operand) -> None:
         count = src.read().lane(0)
-        dst.write(operation(dst.read().as_lanes(width), count).as_lanes(64))
+        dst.write(dst.read().as_lanes(width).shift_all(op, count).as_lanes(64))
 
     @instruction(name, f"66 0F {group} /{digit} Ux Ib", feature="sse2", fpu="sse")
     def xmm_by_number(cpu: Cpu, dst: Operand, imm: Operand) -> None:
-        dst.write(operation(dst.read().as_lanes(width), imm.read()).as_lanes(64))
+        dst.write(dst.read().as_lanes(width).shift_all(op, imm.read().zext(64)).as_lanes(64))
 
 
-def left(a: Bits, count: Bits) -> Bits:
-    return a << count
-
-
-def right(a: Bits, count: Bits) -> Bits:
-    return a >> count
-
-
-def right_signed(a: Bits, count: Bits) -> Bits:
-    return a.sar(count)
+def _shift_mmx(value: Bits, op: str, count: Bits, width: int) -> Bits:
+    """64 bits, as the low half of 128."""
+    return vector([value, u64(0)]).as_lanes(width).shift_all(op, count).as_lanes(64).lane(0)
 
 
 for _group, _width, _letter, _offset in (("71", 16, "W", 1), ("72", 32, "D", 2), ("73", 64, "Q", 3)):
-    _shift(f"PSRL{_letter}", f"{0xD0 + _offset:02X}", _group, 2, _width, right)
-    _shift(f"PSLL{_letter}", f"{0xF0 + _offset:02X}", _group, 6, _width, left)
+    _shift(f"PSRL{_letter}", f"{0xD0 + _offset:02X}", _group, 2, _width, "lshr")
+    _shift(f"PSLL{_letter}", f"{0xF0 + _offset:02X}", _group, 6, _width, "shl")
     if _width < 64:
-        _shift(f"PSRA{_letter}", f"{0xE0 + _offset:02X}", _group, 4, _width, right_signed)
+        _shift(f"PSRA{_letter}", f"{0xE0 + _offset:02X}", _group, 4, _width, "ashr")
 
 
 # -- SSE4.1 over the whole register ------------------------------------------------------------------------------------
