@@ -82,6 +82,16 @@ def test_an_impossible_date_is_ignored(rtc):
     assert get(rtc, Reg.MONTH) == 0x02
 
 
+@pytest.mark.parametrize("century", [0x00, 0x99, 0xFF])
+def test_a_year_at_the_end_of_time_is_ignored(rtc, clock, century):
+    put(rtc, Reg.B, 0x82)
+    put(rtc, Reg.CENTURY, century)
+    put(rtc, Reg.YEAR, 0x99 if century else 0x01)
+    put(rtc, Reg.B, 0x02)
+    clock.advance(366 * 86_400 * SECOND)
+    assert get(rtc, Reg.CENTURY) == 0x20
+
+
 def test_set_clears_the_update_interrupt_enable(rtc):
     put(rtc, Reg.B, 0x92)
     assert get(rtc, Reg.B) == 0x82

@@ -50,8 +50,8 @@ MSI_BASE, MSI_END = 0xFEE0_0000, 0xFEF0_0000
 def decode_msi(address: int, data: int) -> InterruptMessage:
     """The message that a device's write of `data` to `address` (in MSI_BASE..MSI_END) stands for.
 
-        address  31..20 FEE | 19..12 destination | 3 redirection hint | 2 destination mode
-        data     15 trigger mode | 14 level | 10..8 delivery mode | 7..0 vector
+    address  31..20 FEE | 19..12 destination | 3 redirection hint | 2 destination mode
+    data     15 trigger mode | 14 level | 10..8 delivery mode | 7..0 vector
     """
     delivery = Delivery(data >> 8 & 7)
     if address & 0b1000 and delivery is Delivery.FIXED:

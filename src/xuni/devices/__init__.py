@@ -1,0 +1,1 @@
+"""What the guest sees: chips that know offsets, never addresses. Read `uart.py` first."""

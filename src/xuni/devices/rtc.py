@@ -59,6 +59,8 @@ PM: Final = 0x80
 TIME_CELLS: Final = (
     Reg.SECONDS, Reg.MINUTES, Reg.HOURS, Reg.WEEKDAY, Reg.DAY, Reg.MONTH, Reg.YEAR, Reg.CENTURY,
 )  # fmt: skip
+YEARS: Final = range(100, 9000)
+"""What can be set: `datetime` knows the years 1 to 9999, and time goes on from there."""
 _ENABLES: Final = int(B.UPDATE | B.ALARM | B.PERIODIC)
 
 
@@ -223,9 +225,12 @@ class Rtc:
     def _take_time(self) -> None:
         """Set the running time from the cells; an impossible date leaves the time alone."""
         s, cells, now = self.state, self.state.cells, self._now()
+        year = self._decode(cells[Reg.CENTURY]) * 100 + self._decode(cells[Reg.YEAR])
+        if year not in YEARS:
+            return
         try:
             s.time = datetime(
-                self._decode(cells[Reg.CENTURY]) * 100 + self._decode(cells[Reg.YEAR]),
+                year,
                 self._decode(cells[Reg.MONTH]),
                 self._decode(cells[Reg.DAY]),
                 self._decode_hour(cells[Reg.HOURS]),

@@ -1,0 +1,1 @@
+"""Local APICs, the IOAPIC, and the bus between them."""
