@@ -43,12 +43,12 @@ class Memory:
 class PlainCpu(Cpu):
     """The reference processor of the tests."""
 
-    def __init__(self, memory: Memory | None = None) -> None:
+    def __init__(self, ram: Memory | None = None) -> None:
         # SAFETY: `storage` lives as long as this object, which alone uses the place.
         self.storage = ctypes.create_string_buffer(State.SIZE + 64)
         base = (ctypes.addressof(self.storage) + 63) & ~63
         super().__init__(State(PlainPlace(base)))
-        self.memory = memory or Memory()
+        self.ram = ram or Memory()
         self.log: list[tuple[object, ...]] = []  # what the semantics told the engine
         self.ports: dict[int, int] = {}
         self.msrs: dict[int, int] = {}
@@ -90,10 +90,10 @@ class PlainCpu(Cpu):
 
     def identity_map(self, at: int, flags: int = 7) -> None:
         """4-level tables of 2M pages for the first GiB, in three pages at `at`."""
-        self.memory.write(at, at + 0x1000 | flags, 8)
-        self.memory.write(at + 0x1000, at + 0x2000 | flags, 8)
+        self.ram.write(at, at + 0x1000 | flags, 8)
+        self.ram.write(at + 0x1000, at + 0x2000 | flags, 8)
         for i in range(512):
-            self.memory.write(at + 0x2000 + 8 * i, i << 21 | flags | 0x80, 8)
+            self.ram.write(at + 0x2000 + 8 * i, i << 21 | flags | 0x80, 8)
         self.s.cr3 = at
 
     # -- memory --------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ class PlainCpu(Cpu):
         found = []
         wrap = mask(64) if self.is_long_mode else mask(32)
         for i in range(size):
-            at, rights = walk(self, u64((linear + i) & wrap), u64(access))
+            at, _ = walk(self, u64((linear + i) & wrap), u64(access))
             found.append(int(at))
         return found
 
@@ -111,11 +111,11 @@ class PlainCpu(Cpu):
 
     def _read(self, linear: int, width: int, access: int) -> Bits:
         places = self._bytes(linear, width // 8, access)
-        return const(sum(self.memory.read(at, 1) << (8 * i) for i, at in enumerate(places)), width)
+        return const(sum(self.ram.read(at, 1) << (8 * i) for i, at in enumerate(places)), width)
 
     def _write(self, linear: int, value: Bits, access: int) -> None:
         for i, at in enumerate(self._bytes(linear, value.width // 8, access | Access.WRITE)):
-            self.memory.write(at, int(value) >> (8 * i) & 0xFF, 1)
+            self.ram.write(at, int(value) >> (8 * i) & 0xFF, 1)
 
     def _user(self) -> int:
         return int(Access.USER) if int(self.s.cpl) == 3 else 0
@@ -135,16 +135,16 @@ class PlainCpu(Cpu):
         self._write(int(address), value, int(Access.IMPLICIT) if system else self._user())
 
     def load_physical(self, address: Bits, width: int) -> Bits:
-        return const(self.memory.read(int(address), width // 8), width)
+        return const(self.ram.read(int(address), width // 8), width)
 
     def store_physical(self, address: Bits, value: Bits) -> None:
-        self.memory.write(int(address), int(value), value.width // 8)
+        self.ram.write(int(address), int(value), value.width // 8)
 
     def or_physical(self, address: Bits, bits: Bits) -> None:
         size = bits.width // 8
-        self.memory.write(int(address), self.memory.read(int(address), size) | int(bits), size)
+        self.ram.write(int(address), self.ram.read(int(address), size) | int(bits), size)
 
-    # -- the stack and RIP -----------------------------------------------------------------------------------------------
+    # -- the stack and RIP ---------------------------------------------------------------------------------------------
     def _stack_width(self) -> int:
         if self.long:
             return 64
