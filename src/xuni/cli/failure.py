@@ -7,6 +7,7 @@ from typing import IO, Any
 import click
 
 BAD_INPUT = 2
+ENGINE_FAILED = 122
 
 
 class Refusal(click.ClickException):
@@ -16,3 +17,9 @@ class Refusal(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"xuni: {self.format_message()}", file=file, err=file is None)
+
+
+class EngineError(Refusal):
+    """There is no engine to run a guest."""
+
+    exit_code = ENGINE_FAILED

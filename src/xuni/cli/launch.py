@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
 from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
 from xuni.cli.attend import Attendant, Input, Stuck
-from xuni.cli.failure import Refusal
+from xuni.cli.failure import EngineError, Refusal
 from xuni.cli.plan import End, Plan
 from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
 from xuni.devices.uart import COM_PORTS
@@ -111,10 +112,14 @@ def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
 
 def _engine(made: list[SoftVcpu]) -> Engine:
     """Makes virtual CPUs of xuni's own engine, and keeps them in `made` as what they are. Compiles it if need be."""
+    from xuni.engine.soft.build import BuildError
     from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu, code
 
-    with Progress("compiling xuni's engine, once") as progress:
-        compiled = code(lambda done, total: progress(done / total))
+    try:
+        with _workers_end_with_us(), Progress("compiling xuni's engine, once") as progress:
+            compiled = code(lambda done, total: progress(done / total))
+    except BuildError as error:
+        raise EngineError(str(error)) from error
     base = time.monotonic_ns()
 
     def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
@@ -123,6 +128,28 @@ def _engine(made: list[SoftVcpu]) -> Engine:
         return made[-1]
 
     return make
+
+
+@contextmanager
+def _workers_end_with_us() -> Iterator[None]:
+    """Processes that compile for us end when we are told to end; they say nothing then."""
+    us = os.getpid()
+
+    def on_signal(number: int, at: FrameType | None) -> None:
+        if os.getpid() != us:
+            os._exit(128 + number)  # a worker: it was forked with this handler
+        for worker in active_children():
+            worker.kill()
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    from multiprocessing import active_children
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
