@@ -48,6 +48,10 @@ class Unwind(Exception):
     code = 0
 
 
+class Unreachable(Exception):
+    """The rest of the statement cannot be reached: what it called always unwinds."""
+
+
 class Hinted(Bits):
     """A condition whose likely value is known."""
 
@@ -113,6 +117,12 @@ def native(function: Callable[P, R]) -> Callable[P, R]:
 
     call.__native__ = function  # type: ignore[attr-defined]
     return call
+
+
+def pure(function: Callable[P, R]) -> Callable[P, R]:
+    """Marks a native function that neither raises nor touches the state: handlers call it without saving anything."""
+    function.__native__.__pure__ = True  # type: ignore[attr-defined]
+    return function
 
 
 _WIDTHS = re.compile(r"^U(\d+)$")
@@ -211,7 +221,7 @@ class Stage:
         self.llvm = Llvm(function)
         self.cpu = cpu
         self.on_native = on_native or (lambda native: None)
-        self.before_call: Callable[[], None] = lambda: None
+        self.before_call: Callable[[Callable[..., Any] | None], None] = lambda function: None  # None: a raise
 
     @contextmanager
     def active(self) -> Any:
@@ -230,6 +240,8 @@ class Stage:
         frame = _Frame(function, {**_closure(function), **bound.arguments})
         self._block(_tree(function).body, frame)
         if not frame.returns:
+            if not self.code.live:
+                raise Unreachable
             return None
         if self.code.live:
             frame.returns.append((self.code.block, None, dict(self.code.registers)))
@@ -266,12 +278,12 @@ class Stage:
         widths = result_widths(function)
         result = result_type(widths)
         self.code.declare(f"declare dso_local {result} @{instance.symbol}({', '.join(types)})")
-        self.before_call()
+        self.before_call(function)
         call = f"call {result} @{instance.symbol}({', '.join(passed)})"
         if annotations.get("return") == "NoReturn":
             self.code.emit(call)
             self.code.end("unreachable")
-            return None
+            raise Unreachable
         if not widths:
             self.code.emit(call)
             return None
@@ -336,6 +348,9 @@ class Stage:
             try:
                 if self._statement(statement, frame) is _STOP:
                     return
+            except Unreachable:
+                assert not self.code.live
+                return
             except Exception as error:
                 if not hasattr(error, "__notes__") or len(error.__notes__) < 12:
                     error.add_note(f"  compiling {frame.function.__qualname__}, "
@@ -396,7 +411,7 @@ class Stage:
             error = error()
         if not isinstance(error, Unwind):
             raise StageError(f"compiled code raises Unwind only, not {type(error).__name__}")
-        self.before_call()
+        self.before_call(None)
         self.code.declare("declare dso_local void @throw(ptr, i64)")
         self.code.emit(f"call void @throw(ptr %s, i64 {error.code})")
         self.code.end("unreachable")
@@ -691,8 +706,11 @@ def compile_native(instance: Native, make_cpu: Callable[[Stage], Any],
     stage.cpu = make_cpu(stage)
     arguments = {n: Bits(stage.llvm, w, raw) for n, (raw, w) in values.items()}
     with stage.active():
+        result = None
         try:
             result = stage.inline(function, [stage.cpu], {**static, **arguments})
+        except Unreachable:
+            pass
         except Exception as error:
             error.add_note(f"in native function {instance.symbol}")
             raise

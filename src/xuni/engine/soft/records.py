@@ -99,7 +99,9 @@ class Arena(Struct):
     effects = Field(64)  # u8 per handler: what it does to the lazy flags' kind
     fusions = Field(64)  # u32 per handler: first of 16 handlers fused with a Jcc, or 0
     clean_tlb = Field(64)  # an empty TLB, to copy
-    scratch_page = Field(64)  # bytes of an instruction that straddles two pages
+    scratch_page = Field(64)  # bytes of an instruction near the end of a page
+    prefixes = Field(64)  # u8 per byte: see decode.PrefixClass
+    limit = Field(64)  # the value of `end` while there is room
     flushes = Field(64)
     decoded = Field(64)  # instructions
 
@@ -117,7 +119,8 @@ class LeafFlag(IntFlag):
     BRANCH = 16  # direct branch: `imm` becomes the target; form 0 linked, form 1 through the jump cache
     JCC = 32  # may be fused with the instruction before
     NO_SEGMENT = 64  # LEA
-    BYTE = 128  # operand size is fixed
+    OPCODE_REGISTER = 128  # the register is in the opcode's low three bits
+    MOFFS = 256
 
 
 class Leaf(Struct):
@@ -144,7 +147,7 @@ class RegKind(IntEnum):
 
 
 class OsizeRule(IntEnum):
-    DEFAULT, D64, F64, W_ONLY = range(4)
+    DEFAULT, D64, F64, NO66 = range(4)
 
 
 class Fpu(IntEnum):
@@ -188,3 +191,16 @@ PRODUCERS: Final = (None, 1, 2, 4, 5)  # flags.Kind that variants of `condition`
 VARIANTS: Final = 3  # plain, LOCK or REP(E), REPNE
 OSIZES: Final = 3
 FORMS: Final = 4
+
+
+class SlotRecord(Struct):
+    """One run of guest memory, see `xuni.memory.guest.Slot`."""
+
+    start = Field(64)
+    size = Field(64)
+    host = Field(64)
+    writable = Field(64)
+    frame = Field(64)  # number of its first page's Frame
+
+
+FETCH_BYTES: Final = 16  # an instruction has at most 15

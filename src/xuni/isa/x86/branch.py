@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from xuni.isa.bits import Bits, u1
+from xuni.isa.bits import Bits, select, u1, u64
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.flags import Condition
 from xuni.isa.x86.instruction import Operand, instruction
@@ -66,9 +66,11 @@ def ret_release(cpu: Cpu, count: Operand) -> None:
 
 
 def _count(cpu: Cpu) -> Bits:
-    """CX, ECX or RCX after the decrement, which has been stored."""
-    count = cpu.reg(Gpr.RCX, cpu.asize) - 1
-    cpu.set_reg(Gpr.RCX, count)
+    """Decrement CX, ECX or RCX, by the address size; the new count, zero-extended."""
+    old = cpu.s.gpr[Gpr.RCX]
+    mask = cpu.address_mask
+    count = (old - 1) & mask
+    cpu.s.gpr[Gpr.RCX] = count | select(mask == 0xFFFF, old & ~mask, u64(0))
     return count
 
 
@@ -91,4 +93,4 @@ def loop(cpu: Cpu, target: Operand) -> None:
 
 @instruction("JCXZ", "E3 f64 Jb")
 def jcxz(cpu: Cpu, target: Operand) -> None:
-    cpu.branch(cpu.reg(Gpr.RCX, cpu.asize) == 0)
+    cpu.branch((cpu.s.gpr[Gpr.RCX] & cpu.address_mask) == 0)

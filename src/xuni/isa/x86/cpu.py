@@ -66,6 +66,11 @@ class Cpu:
         """Direct near branch to the instruction's displacement, if `taken`; ends the instruction."""
         raise NotImplementedError
 
+    @property
+    def address_mask(self) -> Bits:
+        """The bits of an address at the instruction's address size, 64 wide, where that is not known when compiling."""
+        raise NotImplementedError
+
     def check_target(self, target: Bits) -> None:
         """#GP(0) now if `jump(target)` would fault: before anything else of the instruction is visible."""
         raise NotImplementedError

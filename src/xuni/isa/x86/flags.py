@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from xuni.isa.bits import U64, Bits, const, select, u1, u64
-from xuni.isa.stage import native, staged, staging
+from xuni.isa.stage import native, pure, staged, staging
 
 if TYPE_CHECKING:
     from xuni.isa.x86.cpu import Cpu
@@ -294,13 +294,11 @@ def _scaled(addition: Bits, x: Bits, y: Bits, r: Bits, low_x: Bits, low_y: Bits,
     )  # fmt: skip
 
 
+@pure
 @native
 def arithmetic_flags(cpu: Cpu, kind: U64, a: U64, b: U64) -> U64:
     """The six flags at their places in EFLAGS, for any formula."""
     return _arithmetic_flags(kind, a, b)
-
-
-arithmetic_flags.__native_pure__ = True  # type: ignore[attr-defined]
 
 
 def pack(value: int) -> tuple[int, int, int]:

@@ -233,6 +233,11 @@ class State(Struct):
     deadline = Field(64)  # guest clock, ns
     kick = Field(64)  # set by others: return Sliced soon
     intr = Field(64)  # level of the INTR pin
+    inject = Field(64)  # external interrupt to deliver, vector + 1
+    miss_op = Field(64)  # the last Op that missed the TLB, and its budget: to see that it makes progress
+    miss_budget = Field(64)
+    miss_count = Field(64)
+    steps = Field(64)  # instructions to execute before the next exit, or 0: no limit
     mode = Field(64)  # see engine/soft/decode.py: what a decoded block depends on
     tlb_base = Field(64)  # the TLBs of all privileges
     jump_cache_base = Field(64)
@@ -255,4 +260,6 @@ class State(Struct):
     physical_mask = Field(64)  # bits that a physical address may have (MAXPHYADDR)
     in_handler = Field(64)
     apic_id = Field(64)
-    reserved = Array(64, 63)
+    random_seed = Field(64)
+    fpu_host = Array(64, 4)  # host x87 control word and MXCSR while handlers run
+    reserved = Array(64, 53)

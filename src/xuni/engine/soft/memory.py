@@ -1,0 +1,569 @@
+"""Guest memory as the soft engine reaches it: the TLB, the slow path of every access, devices, watched code.
+
+A handler looks an address up in the TLB of the current privilege inline. What it does not find there comes here:
+
+    fill           makes the next inline access hit, or says that this access must go out of line
+    load, store    the out-of-line accesses: page crossings, devices, read-only memory, pages with decoded code
+    device_*       an access that no memory answers leaves to the machine and is executed again with its answer
+
+The tag of an invalid TLB entry is an address that belongs to another entry, so that no address matches it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from xuni.engine.soft.records import (
+    JUMP_BITS,
+    JUMP_ENTRIES,
+    PAGE,
+    TLB_BITS,
+    TLB_ENTRIES,
+    Frame,
+    JumpEntry,
+    Mode,
+    Op,
+    Privilege,
+    SlotRecord,
+    TlbEntry,
+    Trace,
+)
+from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
+from xuni.isa.stage import native, staged, unlikely
+from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
+from xuni.isa.x86.paging import Access, Rights, walk
+from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind
+
+if TYPE_CHECKING:
+    from xuni.engine.soft.cpu import SoftCpu
+
+OFFSET = PAGE - 1
+TLB_BYTES = TLB_ENTRIES * TlbEntry.SIZE
+JUMP_BYTES = JUMP_ENTRIES * JumpEntry.SIZE
+
+
+# -- guest-physical addresses ----------------------------------------------------------------------------------------------
+@native
+def slot_of(cpu: SoftCpu, physical: U64) -> U64:
+    """Pointer to the record of the memory slot that backs an address, or 0."""
+    slot = cpu.s.slots
+    end = slot + cpu.s.slot_count * SlotRecord.SIZE
+    while slot < end:
+        record = cpu.struct(SlotRecord, slot)
+        if physical - record.start < record.size:
+            return slot
+        slot = slot + SlotRecord.SIZE
+    return u64(0)
+
+
+@native
+def host_of(cpu: SoftCpu, physical: U64) -> U64:
+    """Host address of a guest-physical address, or 0."""
+    slot = slot_of(cpu, physical)
+    if slot == 0:
+        return u64(0)
+    record = cpu.struct(SlotRecord, slot)
+    return record.host + (physical - record.start)
+
+
+@staged
+def frame_at(cpu: SoftCpu, slot: Bits, physical: Bits) -> Frame:
+    """What is known of the page of an address that `slot` backs."""
+    record = cpu.struct(SlotRecord, slot)
+    number = record.frame + ((physical - record.start) >> 12)
+    return cpu.struct(Frame, cpu.arena.frames + number * Frame.SIZE)
+
+
+@native
+def load_physical(cpu: SoftCpu, physical: U64, size: int) -> U64:
+    """`size` bytes of naturally aligned guest-physical memory; all ones where there is none."""
+    host = host_of(cpu, physical)
+    if host == 0:
+        return const(-1, 8 * size).zext(64)
+    return cpu.at(host).load(0, 8 * size).zext(64)
+
+
+@native
+def store_physical(cpu: SoftCpu, physical: U64, value: U64, size: int) -> None:
+    """Write naturally aligned guest-physical memory, and forget what was decoded from it."""
+    slot = slot_of(cpu, physical)
+    if slot == 0:
+        return
+    record = cpu.struct(SlotRecord, slot)
+    if record.writable != 0:
+        note_write(cpu, slot, physical, u64(size))
+        cpu.at(record.host + (physical - record.start)).store(0, value.trunc(8 * size))
+
+
+@native
+def or_physical(cpu: SoftCpu, physical: U64, bits: U64, size: int) -> None:
+    """Set bits of naturally aligned guest-physical memory, as one atomic update."""
+    slot = slot_of(cpu, physical)
+    if slot == 0:
+        return
+    record = cpu.struct(SlotRecord, slot)
+    if record.writable == 0:
+        return
+    place = cpu.at(record.host + (physical - record.start))
+    done = u1(0)
+    while ~done:
+        old = place.load(0, 8 * size)
+        done = place.exchange(0, old, old | bits.trunc(8 * size)) == old
+
+
+# -- decoded code and writes to it ---------------------------------------------------------------------------------------
+@native
+def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
+    """A write to `size` bytes within one page: kill the traces that overlap it."""
+    frame = frame_at(cpu, slot, physical)
+    if unlikely(frame.map != 0):
+        first = (physical & OFFSET) >> 6
+        last = ((physical + size - 1) & OFFSET) >> 6
+        pieces = (u64(-1) << first) & (u64(-1) >> (u64(63) - last))
+        if (frame.map & pieces) != 0:
+            kill_traces(cpu, frame.place.address(), physical & OFFSET, (physical & OFFSET) + size)
+
+
+@native
+def kill_traces(cpu: SoftCpu, frame_pointer: U64, start: U64, end: U64) -> None:
+    """Take the traces of a page that overlap [start, end) out of service, and rebuild the page's map.
+
+    Every Op of a dead trace gets the `stale` handler, so that even a trace that runs right now looks up its next
+    instruction anew.
+    """
+    frame = cpu.struct(Frame, frame_pointer)
+    stale = cpu.handler_address("stale")
+    arena = cpu.arena
+    number = ((frame_pointer - arena.frames) >> 4).trunc(32)
+    trace = frame.head
+    pieces = u64(0)
+    kept = u64(0)
+    while trace != 0:
+        t = cpu.struct(Trace, trace)
+        is_second = (t.straddles != 0) & (t.frame2 == number)
+        low = select(is_second, u64(0), t.start.zext(64))
+        high = select(is_second, t.end.zext(64) & OFFSET, t.end.zext(64))
+        high = select((t.straddles != 0) & ~is_second, u64(PAGE), high)
+        following = select(is_second, t.page_next2, t.page_next)
+        if (t.dead != 0) | ((low < end) & (start < high)):
+            if t.dead == 0:
+                t.dead = 1
+                op = trace + Trace.SIZE
+                last = op + (t.count.zext(64) - 1) * Op.SIZE  # the closing Op leads elsewhere: it stays
+                while op < last:
+                    cpu.struct(Op, op).handler = stale
+                    op = op + Op.SIZE
+        else:
+            pieces = pieces | (u64(-1) << (low >> 6)) & (u64(-1) >> (u64(63) - ((high - 1) >> 6)))
+            if is_second:
+                t.page_next2 = kept
+            else:
+                t.page_next = kept
+            kept = trace
+        trace = following
+    frame.head = kept
+    frame.map = pieces
+
+
+@native
+def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
+    """A page has its first decoded code: writes to it must come here from now on, whatever the TLBs say."""
+    entry = cpu.s.tlb_base
+    end = entry + TLB_BYTES * len(Privilege)
+    while entry < end:
+        e = cpu.struct(TlbEntry, entry)
+        if unlikely(e.host == host_page):
+            index = (entry - cpu.s.tlb_base) >> 5
+            e.write = ((index + 1) & (TLB_ENTRIES - 1)) << 12
+        entry = entry + TlbEntry.SIZE
+
+
+# -- the TLB ---------------------------------------------------------------------------------------------------------------
+@native
+def flush_tlb(cpu: SoftCpu) -> None:
+    """Forget all translations of all privileges, and the jumps that relied on them."""
+    clean = cpu.arena.clean_tlb
+    base = cpu.s.tlb_base
+    for privilege in range(len(Privilege) - 1):
+        cpu.copy_bytes(base + privilege * TLB_BYTES, clean, u64(TLB_BYTES))
+    flush_jumps(cpu)
+
+
+@native
+def flush_jumps(cpu: SoftCpu) -> None:
+    """Forget where jumps lead."""
+    cpu.fill_bytes(cpu.s.jump_cache_base, const(0xFF, 8), u64(JUMP_BYTES * 3))
+
+
+@native
+def flush_tlb_page(cpu: SoftCpu, linear: U64) -> None:
+    """Forget one page in all privileges (any size: see `fill`), and jumps into it or straddling into it."""
+    index = (linear >> 12) & (TLB_ENTRIES - 1)
+    other = ((index + 1) & (TLB_ENTRIES - 1)) << 12
+    jumps = (linear >> 12) & ((1 << (JUMP_BITS - 6)) - 1)
+    before = (jumps - 1) & ((1 << (JUMP_BITS - 6)) - 1)
+    for privilege in range(len(Privilege) - 1):
+        e = cpu.struct(TlbEntry, cpu.s.tlb_base + (privilege * TLB_BYTES + (index << 5)))
+        e.read = other
+        e.write = other
+        e.execute = other
+        base = cpu.s.jump_cache_base + privilege * JUMP_BYTES
+        cpu.fill_bytes(base + (jumps << 10), const(0xFF, 8), u64(1024))
+        cpu.fill_bytes(base + (before << 10), const(0xFF, 8), u64(1024))
+    if (cpu.s.mode & Mode.SIZE) != 2:  # the jump cache is indexed by RIP, which need not be linear there
+        flush_jumps(cpu)
+
+
+@staged
+def current_access(cpu: SoftCpu) -> Bits:
+    """The USER bit of an access at the current privilege."""
+    return select(cpu.s.cpl == 3, u64(Access.USER), u64(0))
+
+
+@native
+def check_canonical(cpu: SoftCpu, address: U64) -> None:
+    """In 64-bit mode: #SS(0) or #GP(0) if bits 63:47 (63:56 with LA57) differ. Compatibility mode wraps at 4 GiB before."""
+    if (cpu.s.efer & Efer.LMA) != 0:
+        shift = select((cpu.s.cr4 & Cr4.LA57) != 0, u64(7), u64(16))
+        if unlikely((address << shift).sar(shift) != address):
+            if cpu.stack_access():
+                raise GuestFault(cpu, Vector.SS, 0)
+            raise GuestFault(cpu, Vector.GP, 0)
+
+
+@native
+def fill(cpu: SoftCpu, linear: U64, size: U64, access: U64) -> U1:
+    """Make an inline access at `linear` hit from now on. 1: this access must go out of line. May raise #PF, #GP, #SS."""
+    s = cpu.s
+    if (linear & OFFSET) + size > PAGE:
+        return u1(1)
+    if (s.dr[7] & 0xFF) != 0:
+        return u1(1)
+    if s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES:
+        return u1(1)
+    check_canonical(cpu, linear)
+    physical, rights = walk(cpu, linear, access | current_access(cpu))
+    return enter_tlb(cpu, linear, physical, rights, access)
+
+
+@native
+def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64) -> U1:
+    """Put a translation into the TLB of the current privilege; 1 if `access` still cannot be direct."""
+    slot = slot_of(cpu, physical)
+    if unlikely(slot == 0):
+        return u1(1)
+    record = cpu.struct(SlotRecord, slot)
+    page = linear & ~OFFSET
+    host = record.host + ((physical & ~OFFSET) - record.start)
+    index = (linear >> 12) & (TLB_ENTRIES - 1)
+    other = ((index + 1) & (TLB_ENTRIES - 1)) << 12
+    e = cpu.struct(TlbEntry, cpu.s.tlb + (index << 5))
+    watched = frame_at(cpu, slot, physical).map != 0
+    writable = ((rights & Rights.WRITE) != 0) & ~watched & (record.writable != 0)
+    e.read = select((rights & Rights.READ) != 0, page, other)
+    e.write = select(writable, page, other)
+    e.execute = select((rights & Rights.EXECUTE) != 0, page, other)
+    e.host = host
+    return ((access & Access.WRITE) != 0) & ~writable
+
+
+# -- accesses out of line ------------------------------------------------------------------------------------------------
+@staged
+def translate(cpu: SoftCpu, linear: Bits, access: Bits | int) -> Bits:
+    """The physical address; #PF, #GP, #SS."""
+    physical, _ = walk(cpu, linear, current_access(cpu) | access)
+    return physical
+
+
+@staged
+def check_alignment(cpu: SoftCpu, linear: Bits, size: int) -> None:
+    """#AC(0) for a misaligned user access when CR0.AM and EFLAGS.AC ask for it."""
+    if size > 1:
+        s = cpu.s
+        if unlikely(((s.eflags & Eflags.AC) != 0) & ((s.cr0 & Cr0.AM) != 0) & (s.cpl == 3)):
+            if (linear & (min(size, 8) - 1)) != 0:
+                raise GuestFault(cpu, Vector.AC, 0)
+
+
+@staged
+def _load(cpu: SoftCpu, linear: Bits, size: int, access: Bits) -> Bits:
+    if unlikely((linear & OFFSET) + size > PAGE):
+        first, _ = walk(cpu, linear, access)
+        rest = (linear + (size - 1)) & ~OFFSET
+        check_canonical(cpu, rest)
+        second, _ = walk(cpu, rest, access)
+        split = rest - linear
+        value = u64(0)
+        i = u64(0)
+        while i < size:
+            at = select(i < split, first + i, second + (i - split))
+            value = value | load_byte(cpu, at) << (i << 3)
+            i = i + 1
+        return value.trunc(8 * size)
+    physical, _ = walk(cpu, linear, access)
+    host = host_of(cpu, physical)
+    if unlikely(host == 0):
+        return device_read(cpu, physical, u64(size)).trunc(8 * size)
+    return cpu.at(host).load(0, 8 * size)
+
+
+@native
+def load_byte(cpu: SoftCpu, physical: U64) -> U64:
+    """One byte of memory or of a device."""
+    host = host_of(cpu, physical)
+    if host == 0:
+        return device_read(cpu, physical, u64(1)) & 0xFF
+    return cpu.at(host).load(0, 8).zext(64)
+
+
+@native
+def store_byte(cpu: SoftCpu, physical: U64, value: U64) -> None:
+    """One byte to memory or a device."""
+    slot = slot_of(cpu, physical)
+    if slot == 0:
+        device_write(cpu, physical, value & 0xFF, u64(1))
+    else:
+        store_physical(cpu, physical, value, 1)
+
+
+@native
+def load_virtual(cpu: SoftCpu, linear: U64, size: int) -> U64:
+    """`size` bytes (1 to 8) at a linear address, as the current privilege."""
+    check_canonical(cpu, linear)
+    check_alignment(cpu, linear, size)
+    watch_data(cpu, linear, u64(size), u64(0))
+    return _load(cpu, linear, size, current_access(cpu)).zext(64)
+
+
+@native
+def load_for_update(cpu: SoftCpu, linear: U64, size: int) -> U64:
+    """As `load_virtual`, but it will be written back: faults are those of a write."""
+    check_canonical(cpu, linear)
+    check_alignment(cpu, linear, size)
+    watch_data(cpu, linear, u64(size), u64(1))
+    return _load(cpu, linear, size, current_access(cpu) | Access.WRITE).zext(64)
+
+
+@native
+def load_system(cpu: SoftCpu, linear: U64, size: int) -> U64:
+    """The processor's own read of a descriptor table or TSS: a supervisor access whatever the CPL."""
+    check_canonical(cpu, linear)
+    return _load(cpu, linear, size, u64(Access.IMPLICIT)).zext(64)
+
+
+@staged
+def _store(cpu: SoftCpu, linear: Bits, value: Bits, size: int, access: Bits) -> None:
+    if unlikely((linear & OFFSET) + size > PAGE):
+        first, _ = walk(cpu, linear, access)
+        rest = (linear + (size - 1)) & ~OFFSET
+        check_canonical(cpu, rest)
+        second, _ = walk(cpu, rest, access)
+        split = rest - linear
+        i = u64(0)
+        while i < size:
+            store_byte(cpu, select(i < split, first + i, second + (i - split)), value >> (i << 3))
+            i = i + 1
+        return
+    physical, _ = walk(cpu, linear, access)
+    slot = slot_of(cpu, physical)
+    if unlikely(slot == 0):
+        device_write(cpu, physical, value, u64(size))
+        return
+    store_physical(cpu, physical, value, size)
+
+
+@native
+def store_virtual(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
+    """Write `size` bytes (1 to 8) at a linear address, as the current privilege."""
+    check_canonical(cpu, linear)
+    check_alignment(cpu, linear, size)
+    watch_data(cpu, linear, u64(size), u64(1))
+    _store(cpu, linear, value, size, current_access(cpu) | Access.WRITE)
+
+
+@native
+def store_system(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
+    """The processor's own write to a descriptor table, TSS or an inner stack."""
+    check_canonical(cpu, linear)
+    _store(cpu, linear, value, size, u64(Access.IMPLICIT | Access.WRITE))
+
+
+@native
+def probe_write(cpu: SoftCpu, linear: U64, size: U64) -> None:
+    """Fault now if a write of `size` bytes would, before the first byte is written."""
+    check_canonical(cpu, linear)
+    walk(cpu, linear, current_access(cpu) | Access.WRITE)
+    if unlikely((linear & OFFSET) + size > PAGE):
+        rest = (linear + (size - 1)) & ~OFFSET
+        check_canonical(cpu, rest)
+        walk(cpu, rest, current_access(cpu) | Access.WRITE)
+
+
+@native
+def exchange_virtual(cpu: SoftCpu, linear: U64, expected: U64, value: U64, size: int) -> U64:
+    """Locked update: write `value` if memory still holds `expected`; what it held."""
+    watch_data(cpu, linear, u64(size), u64(1))
+    if (linear & OFFSET) + size <= PAGE:
+        physical = translate(cpu, linear, Access.WRITE)
+        slot = slot_of(cpu, physical)
+        if slot != 0:
+            record = cpu.struct(SlotRecord, slot)
+            if record.writable != 0:
+                note_write(cpu, slot, physical, u64(size))
+                place = cpu.at(record.host + (physical - record.start))
+                return place.exchange(0, expected.trunc(8 * size), value.trunc(8 * size)).zext(64)
+    _store(cpu, linear, value, size, current_access(cpu) | Access.WRITE)
+    return expected
+
+
+@native
+def window(cpu: SoftCpu, linear: U64, write: U64) -> tuple[U64, U64]:
+    """Host address of `linear`, and how many bytes from there on are plain memory of the page; 0: not directly."""
+    s = cpu.s
+    check_canonical(cpu, linear)
+    access = current_access(cpu) | select(write != 0, u64(Access.WRITE), u64(0))
+    e = cpu.struct(TlbEntry, s.tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    room = u64(PAGE) - (linear & OFFSET)
+    page = linear & ~OFFSET
+    if select(write != 0, e.write, e.read) == page:
+        return e.host + (linear & OFFSET), room
+    if s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES:
+        return u64(0), u64(0)
+    if (s.dr[7] & 0xFF) != 0:
+        return u64(0), u64(0)
+    physical, rights = walk(cpu, linear, access)
+    if enter_tlb(cpu, linear, physical, rights, access):
+        return u64(0), u64(0)
+    return e.host + (linear & OFFSET), room
+
+
+# -- data breakpoints --------------------------------------------------------------------------------------------------
+@native
+def watch_data(cpu: SoftCpu, linear: U64, size: U64, write: U64) -> None:
+    """Note in `pending_debug` the data breakpoints that an access hits (SDM vol. 3, 18.2)."""
+    s = cpu.s
+    if unlikely((s.dr[7] & 0xFF) != 0):
+        for n in range(4):
+            if (s.dr[7] >> (2 * n) & 3) != 0:
+                kind = s.dr[7] >> (16 + 4 * n) & 3
+                code = s.dr[7] >> (18 + 4 * n) & 3
+                length = select(code == 2, u64(8), code + 1)
+                start = s.dr[n] & ~(length - 1)
+                hit = (start < linear + size) & (linear < start + length)
+                if hit & ((kind == 3) | (kind == 1) & (write != 0)):
+                    s.pending_debug = s.pending_debug | 1 << n
+
+
+# -- devices -------------------------------------------------------------------------------------------------------------
+@native
+def answered(cpu: SoftCpu) -> U1:
+    """Whether this device access of the instruction has been made already; its answer is then in `exit_data`."""
+    s = cpu.s
+    n = s.replay_next
+    if n < s.replay_count:
+        s.exit_data = s.replay_data[n & (REPLAY - 1)]
+        s.replay_next = n + 1
+        return u1(1)
+    return u1(0)
+
+
+@staged
+def ask(cpu: SoftCpu, kind: ExitKind, address: Bits, data: Bits, size: Bits) -> Bits:
+    """The answer of the machine to a device access: leaves, unless the answer is there."""
+    s = cpu.s
+    if answered(cpu):
+        return s.exit_data
+    s.exit_kind = int(kind)
+    s.exit_address = address
+    s.exit_data = data
+    s.exit_size = size
+    raise Leave()
+
+
+@native
+def device_read(cpu: SoftCpu, physical: U64, size: U64) -> U64:
+    """Read `size` bytes where no memory is."""
+    return ask(cpu, ExitKind.MMIO_READ, physical, u64(0), size)
+
+
+@native
+def device_write(cpu: SoftCpu, physical: U64, value: U64, size: U64) -> None:
+    """Write `size` bytes where no memory is. Read-only memory ignores writes elsewhere."""
+    ask(cpu, ExitKind.MMIO_WRITE, physical, value, size)
+
+
+@native
+def ask_machine(cpu: SoftCpu, address: U64, data: U64, size: U64, kind: ExitKind) -> U64:
+    """Any other question to the machine; raises #GP(0) if it refuses."""
+    answer = ask(cpu, kind, address, data, size)
+    if kind in (ExitKind.MSR_READ, ExitKind.MSR_WRITE):
+        if cpu.s.exit_size == 0xFFFF:
+            raise GuestFault(cpu, Vector.GP, 0)
+    return answer
+
+
+@native
+def mode_flags(cpu: SoftCpu) -> U64:
+    """`Mode` for the present state: code size and which FPU instructions are available. Not the STEP bit."""
+    s = cpu.s
+    attr = s.seg_attr[1]
+    size = u64(0)
+    if ((s.efer & Efer.LMA) != 0) & ((attr & (1 << 13)) != 0):
+        size = u64(2)
+    elif (attr & (1 << 14)) != 0:
+        size = u64(1)
+    em_ts = (s.cr0 & (Cr0.EM | Cr0.TS)) != 0
+    mode = size | select(em_ts, u64(Mode.NO_X87 | Mode.NO_MMX | Mode.NO_SSE), u64(0))
+    if (s.cr4 & Cr4.OSFXSR) == 0:
+        mode = mode | Mode.NO_SSE
+    if ((s.cr0 & Cr0.TS) != 0) & ((s.cr0 & Cr0.MP) != 0):
+        mode = mode | Mode.NO_WAIT
+    return mode
+
+
+@native
+def choose_privilege(cpu: SoftCpu) -> None:
+    """Select the TLB and jump cache of the current privilege, and the decoder's mode."""
+    s = cpu.s
+    privilege = u64(int(Privilege.SUPERVISOR))
+    if s.cpl == 3:
+        privilege = u64(int(Privilege.USER))
+        if unlikely(((s.eflags & Eflags.AC) != 0) & ((s.cr0 & Cr0.AM) != 0)):
+            privilege = u64(int(Privilege.USER_ALIGNED))
+    elif (s.eflags & Eflags.AC) != 0:
+        privilege = u64(int(Privilege.SUPERVISOR_AC))
+    s.tlb = s.tlb_base + privilege * TLB_BYTES
+    s.jump_cache = s.jump_cache_base + select(privilege == 3, u64(2), privilege) * JUMP_BYTES
+    mode = mode_flags(cpu)
+    if unlikely(mode != s.mode):
+        s.mode = mode
+        flush_jumps(cpu)
+
+
+
+
+@native
+def mode_changed(cpu: SoftCpu) -> None:
+    """After CS, CPL, EFLAGS, CR0, CR4, EFER or DR7 changed."""
+    if unlikely((cpu.s.dr[7] & 0xFF) != 0):
+        flush_tlb(cpu)  # no access may be direct while data breakpoints are armed
+    choose_privilege(cpu)
+
+
+@native
+def shutdown(cpu: SoftCpu) -> NoReturn:
+    """A triple fault: back to the machine for good."""
+    cpu.s.exit_kind = int(ExitKind.SHUTDOWN)
+    raise Leave()
+
+
+@native
+def host_write(cpu: SoftCpu) -> None:
+    """The host wrote guest memory (address and length in `scratch`): forget what was decoded from there."""
+    at, end = cpu.s.scratch[8], cpu.s.scratch[8] + cpu.s.scratch[9]
+    while at < end:
+        stop = ((at + PAGE) & ~OFFSET).umin(end)
+        slot = slot_of(cpu, at)
+        if slot != 0:
+            note_write(cpu, slot, at, stop - at)
+        at = stop

@@ -1,0 +1,239 @@
+"""The engine's loop: between handlers and the machine. What happens at instruction boundaries happens here.
+
+Handlers run until the budget is spent, an instruction returns (see handlers.py), or something unwinds. A device access that
+needs the machine leaves with the instruction unfinished; when the machine comes back, that one instruction is executed again
+with the answer (`replay_*`), then the counts start anew.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xuni.engine.soft import decode, memory
+from xuni.engine.soft.records import Arena, Mode, Op
+from xuni.isa.bits import U64, Bits, const, select, u64
+from xuni.isa.stage import native, staged, unlikely
+from xuni.isa.x86.exceptions import GuestFault, Vector
+from xuni.isa.x86.interrupt import Source, deliver, handle_fault
+from xuni.isa.x86.state import Eflags, ExitKind, Seg
+
+if TYPE_CHECKING:
+    from xuni.engine.soft.cpu import SoftCpu
+
+QUANTUM = 20_000  # instructions between looks at the clock and at what others want of this processor
+DR6_BS = 1 << 14
+
+
+@native
+def execute(cpu: SoftCpu) -> None:
+    """Look up the instruction at RIP and run handlers from there."""
+    s = cpu.s
+    s.uop = 0
+    s.uop = decode.lookup(cpu, u64(0))
+    cpu.enter()
+
+
+@native
+def execute_one(cpu: SoftCpu) -> None:
+    """As `execute`, for one instruction (one iteration of a repeated one)."""
+    s = cpu.s
+    if (s.dr[7] & 0xFF) != 0:
+        check_code_breakpoint(cpu)
+    s.uop = 0
+    s.uop = decode.lookup(cpu, u64(int(Mode.STEP)))
+    cpu.enter()
+
+
+@native
+def inject(cpu: SoftCpu) -> None:
+    """Deliver the acknowledged external interrupt."""
+    s = cpu.s
+    vector = s.inject - 1
+    s.inject = 0
+    s.halted = 0
+    deliver(cpu, vector, u64(int(Source.EXTERNAL)), u64(0), u64(0))
+
+
+@native
+def deliver_nmi(cpu: SoftCpu) -> None:
+    """Vector 2; NMIs stay blocked until IRET."""
+    s = cpu.s
+    s.nmi_pending = 0
+    s.nmi_blocked = 1
+    s.halted = 0
+    deliver(cpu, u64(int(Vector.NMI)), u64(int(Source.EXTERNAL)), u64(0), u64(0))
+
+
+@native
+def deliver_debug(cpu: SoftCpu) -> None:
+    """#DB as a trap, for what `pending_debug` has collected."""
+    s = cpu.s
+    s.dr[6] = (s.dr[6] & ~u64(0xE00F)) | s.pending_debug
+    s.pending_debug = 0
+    deliver(cpu, u64(int(Vector.DB)), u64(int(Source.EXCEPTION)), u64(0), u64(0))
+
+
+@native
+def settle(cpu: SoftCpu) -> None:
+    """After an unwinding: RIP of the instruction that did not finish, and the count of those that did."""
+    s = cpu.s
+    done = s.retired_target - s.budget
+    if s.uop != 0:
+        op = cpu.struct(Op, s.uop)
+        index = op.index.zext(64)
+        done = done + index
+        s.budget = s.budget - index
+        rip = s.rip_base + op.offset.zext(64)
+        s.rip = select((s.mode & Mode.SIZE) == 2, rip, rip & 0xFFFFFFFF)
+        s.uop = 0
+    s.retired = done
+
+
+@native
+def empty_arena(cpu: SoftCpu) -> None:
+    """The arena is full: forget everything that was decoded."""
+    arena = cpu.struct(Arena, cpu.s.arena)
+    cpu.fill_bytes(arena.buckets, const(0, 8), u64(8 << decode.HASH_BITS))
+    cpu.fill_bytes(arena.frames, const(0, 8), arena.frame_count << 4)
+    arena.next = arena.start
+    arena.end = arena.limit
+    arena.flushes = arena.flushes + 1
+    memory.flush_tlb(cpu)
+
+
+@native
+def faulted(cpu: SoftCpu, code: U64) -> U64:
+    """Deal with what unwound to the loop; 1 if the loop must return to the machine."""
+    s = cpu.s
+    while code == 1:  # a guest fault, then perhaps faults of its delivery
+        code = cpu.attempt(handle_fault)
+    if code == 2:
+        return u64(1)
+    if code == 3:
+        if cpu.arena.end == 0:
+            empty_arena(cpu)
+    s.delivering = 0
+    return u64(0)
+
+
+@native
+def run(cpu: SoftCpu) -> None:
+    """Execute until there is an exit; `exit_kind` says which."""
+    s = cpu.s
+    s.exit_kind = int(ExitKind.NONE)
+    memory.choose_privilege(cpu)
+    going = u64(1)
+    while going != 0:
+        going = turn(cpu)
+
+
+@staged
+def delivered(cpu: SoftCpu, code: Bits) -> Bits:
+    """What `events` answers after it delivered something, or failed to."""
+    if code != 0:
+        return 2 - faulted(cpu, code) * 2
+    cpu.s.delivering = 0
+    return u64(2)
+
+
+@native
+def events(cpu: SoftCpu) -> U64:
+    """Take what is due before the next instruction. 0: leave to the machine, 1: nothing, 2: something was delivered."""
+    s = cpu.s
+    if s.inject != 0:
+        return delivered(cpu, cpu.attempt(inject))
+    if unlikely(s.pending_debug != 0) & (s.replay_count == 0):
+        return delivered(cpu, cpu.attempt(deliver_debug))
+    if s.interrupt_shadow == 0:
+        if (s.nmi_pending != 0) & (s.nmi_blocked == 0) & (s.replay_count == 0):
+            return delivered(cpu, cpu.attempt(deliver_nmi))
+        if (s.intr != 0) & ((s.eflags & Eflags.IF) != 0) & (s.replay_count == 0):
+            s.exit_kind = int(ExitKind.INTERRUPT_WINDOW)
+            return u64(0)
+    if s.halted != 0:
+        s.exit_kind = int(ExitKind.HALT)
+        return u64(0)
+    return u64(1)
+
+
+@native
+def turn(cpu: SoftCpu) -> U64:
+    """One round: events, then handlers until they return. 0 when there is an exit."""
+    s = cpu.s
+    if s.kick != 0:
+        s.kick = 0
+        s.exit_kind = int(ExitKind.SLICED)
+        return u64(0)
+    if s.budget.sle(0):
+        if cpu.clock().sge(s.deadline):
+            s.exit_kind = int(ExitKind.SLICED)
+            return u64(0)
+        s.budget = QUANTUM
+        s.retired_target = s.retired + QUANTUM
+    event = events(cpu)
+    if event == 0:
+        return u64(0)
+    if event == 2:
+        return u64(1)
+    flags = s.eflags
+    careful = ((flags & (Eflags.TF | Eflags.RF)) != 0) | ((s.dr[7] & 0xFF) != 0)
+    careful = careful | (s.interrupt_shadow != 0) | (s.replay_count != 0) | (s.steps != 0)
+    if unlikely(careful):
+        return turn_carefully(cpu)
+    cpu.load_fpu()
+    code = cpu.attempt(execute)
+    cpu.save_fpu()
+    settle(cpu)
+    if unlikely(code != 0):
+        return 1 - faulted(cpu, code)
+    return u64(1)
+
+
+@native
+def turn_carefully(cpu: SoftCpu) -> U64:
+    """One instruction, for what must be looked at after each: traps, shadows, answers of devices, a limit of steps."""
+    s = cpu.s
+    flags, shadow, left = s.eflags, s.interrupt_shadow, s.budget
+    s.budget = 0
+    s.retired_target = s.retired
+    s.replay_next = 0
+    cpu.load_fpu()
+    code = cpu.attempt(execute_one)
+    cpu.save_fpu()
+    settle(cpu)
+    s.budget = left - 1
+    s.retired_target = s.retired + s.budget
+    if unlikely(code != 0):
+        if code == 1:
+            s.interrupt_shadow = 0
+            s.replay_count = 0
+            s.pending_debug = 0
+        return 1 - faulted(cpu, code)
+    s.replay_count = 0
+    s.eflags = s.eflags & ~(flags & Eflags.RF)
+    if shadow != 0:
+        s.interrupt_shadow = 0
+    if (flags & Eflags.TF) != 0:
+        s.pending_debug = s.pending_debug | DR6_BS
+    if s.steps != 0:
+        s.steps = s.steps - 1
+        if s.steps == 0:
+            s.exit_kind = int(ExitKind.SLICED)
+            return u64(0)
+    return u64(1)
+
+
+@native
+def check_code_breakpoint(cpu: SoftCpu) -> None:
+    """#DB as a fault for an instruction breakpoint at RIP, unless RF is set (SDM vol. 3, 18.3.1.1)."""
+    s = cpu.s
+    linear = s.rip
+    if (s.mode & Mode.SIZE) != 2:
+        linear = (s.rip + s.seg_base[int(Seg.CS)]) & 0xFFFFFFFF
+    hits = u64(0)
+    for n in range(4):
+        enabled = (s.dr[7] >> (2 * n) & 3) != 0
+        hits = hits | (enabled & ((s.dr[7] >> (16 + 4 * n) & 15) == 0) & (s.dr[n] == linear)).zext(64) << n
+    if (hits != 0) & ((s.eflags & Eflags.RF) == 0):
+        s.dr[6] = (s.dr[6] & ~u64(15)) | hits
+        raise GuestFault(cpu, Vector.DB)

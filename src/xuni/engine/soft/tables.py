@@ -1,0 +1,72 @@
+"""The decoder's tables as bytes: nodes, leaves, handler numbers, effects, fusions."""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from typing import Any
+
+from xuni.engine.soft import program
+from xuni.engine.soft.handlers import SPECIALS
+from xuni.engine.soft.records import Effect, Leaf, LeafFlag
+from xuni.isa.x86.encodings import Encoding
+
+SHARED = ("stale", "close_linked", "close_far", "too_long")
+
+
+def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int]) -> dict[str, Any]:
+    """Everything that decoding needs, from what the workers generated (in the order of the encodings)."""
+    numbers: dict[str, int] = {}
+    names: list[str] = []
+    for i, special in enumerate(SPECIALS):
+        name = special.__name__ if SPECIALS.index(special) == i else f"{special.__name__}_{i}"
+        numbers.setdefault(name, i)
+        names.append(name)
+    effects = bytearray([Effect.UNKNOWN] * len(names))
+    updates: dict[str, tuple[bool, ...]] = {}
+    for _, meta, _, _ in parts:
+        for name, (effect, update) in meta.items():
+            numbers[name] = len(names)
+            names.append(name)
+            effects.append(effect)
+            updates[name] = update
+    plans = [plan for leaves, _, _, _ in parts for plan in leaves]
+    assert len(plans) == len(encodings)
+    indexes = array("I", [0] * 16)
+    leaves = bytearray()
+
+    def add_leaf(flags: int, imm: int, reg: int, rm: int, osize: int, fpu: int, rep: int, cond: int, handlers: list[str]) -> None:
+        base = len(indexes)
+        indexes.extend(numbers[n] if n else 0 for n in handlers)
+        leaves.extend(struct.pack("<IHBBBBBBBB", base, flags, imm, reg, rm, osize, fpu, rep, cond, 0).ljust(Leaf.SIZE, b"\0"))
+
+    add_leaf(int(LeafFlag.ENDS), 0, 0, 0, 0, 0, 0, 0, [""] * 72)  # leaf 0: no such instruction
+    nop = next(i for i, e in enumerate(encodings) if e.definition.name == "NOP")
+    order = [nop, *range(len(encodings))]  # leaf 1: NOP, for 90
+    for i in order:
+        flags, imm, reg, rm, osize, fpu, rep, cond, handlers, _ = plans[i]
+        if i == nop and len(leaves) == Leaf.SIZE:
+            first = next(n for n in handlers if n)
+            add_leaf(0, 0, 0, 0, 0, 0, 0, 0, [first] * 72)
+            continue
+        add_leaf(flags, imm, reg, rm, osize, fpu, rep, cond, handlers)
+    leaf_of = {id(e): i + 2 for i, e in enumerate(encodings)}
+    nodes, modrm = program.build_nodes(encodings, leaf_of)
+    fusions = array("I", [0] * len(names))
+    for _, _, _, fused in parts:
+        for name, sixteen in fused.items():
+            fusions[numbers[name]] = len(indexes)
+            indexes.extend(numbers[n] if n else 0 for n in sixteen)
+    return {
+        "nodes": array("I", nodes).tobytes(),
+        "modrm": modrm,
+        "leaves": bytes(leaves),
+        "indexes": indexes.tobytes(),
+        "effects": bytes(effects),
+        "fusions": fusions.tobytes(),
+        "prefixes": program.prefix_classes(),
+        "handlers": array("Q", [symbols[n] for n in names]).tobytes(),
+        "names": names,
+        "features": ["base", "base", *(plan[9] for plan in plans)],
+        "updates": updates,
+    }

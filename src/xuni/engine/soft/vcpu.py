@@ -1,0 +1,398 @@
+"""The soft engine's virtual CPU: lays out its memory, starts compiled code, and turns what it left into exits."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from xuni.engine.soft import build
+from xuni.engine.soft.records import (
+    HASH_BITS,
+    JUMP_ENTRIES,
+    PAGE,
+    TLB_ENTRIES,
+    Arena,
+    JumpEntry,
+    Leaf,
+    LeafFlag,
+    Privilege,
+    SlotRecord,
+    TlbEntry,
+)
+from xuni.exits import (
+    Data,
+    EngineFailure,
+    Exit,
+    Halt,
+    Inject,
+    InterruptWindow,
+    MmioRead,
+    MmioWrite,
+    MsrRead,
+    MsrWrite,
+    PortIn,
+    PortOut,
+    Refuse,
+    Reply,
+    Resume,
+    Shutdown,
+    Sliced,
+    TprRead,
+    TprWrite,
+)
+from xuni.isa.struct import PlainPlace
+from xuni.isa.x86 import features as features_table
+from xuni.isa.x86.cpustate import CpuState
+from xuni.isa.x86.flags import pack, unpack
+from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Eflags, ExitKind, Seg, State
+from xuni.memory.guest import GuestMemory
+
+ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
+MAP_NORESERVE: Final = 0x4000
+_SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
+
+
+class Region:
+    """Zeroed host memory that compiled code works on."""
+
+    def __init__(self, size: int, executable: bool = False) -> None:
+        prot = mmap.PROT_READ | mmap.PROT_WRITE | (mmap.PROT_EXEC if executable else 0)
+        self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, prot)
+        # SAFETY: `map` is never closed or resized while this object lives, and the owner keeps it as long as addresses
+        # into it are known to compiled code.
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
+
+    def put(self, offset: int, data: bytes) -> int:
+        """Copy bytes in; the host address of where they went."""
+        self.map[offset : offset + len(data)] = data
+        return self.address + offset
+
+
+class Code:
+    """Compiled code in this process: one copy for all vCPUs."""
+
+    def __init__(self, image: build.Image) -> None:
+        self.image = image
+        self.region = Region((len(image.code) + PAGE - 1) & ~(PAGE - 1), executable=True)
+        code = bytearray(image.code)
+        base = self.region.address
+        view = memoryview(code)
+        for at in image.absolute:
+            value = int.from_bytes(view[at : at + 8], "little") + base
+            view[at : at + 8] = value.to_bytes(8, "little")
+        self.region.put(0, bytes(code))
+        self.symbols = image.symbols
+        offsets = array("Q", image.tables["handlers"])
+        self.handlers = array("Q", [base + o for o in offsets])
+
+    def function(self, name: str, *types: type) -> Callable[..., int]:
+        """A compiled function as a Python callable; it runs without the GIL."""
+        prototype = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, *types)
+        return prototype(self.region.address + self.symbols[name])
+
+
+_code: Code | None = None
+
+
+def code(progress: Callable[[int, int], None] = lambda done, total: None) -> Code:
+    """The engine's compiled code, compiled now if there is no cached copy."""
+    global _code
+    if _code is None:
+        _code = Code(build.load(progress))
+    return _code
+
+
+@dataclass(frozen=True, slots=True)
+class SoftConfig:
+    """What a virtual CPU of the soft engine is.
+
+    `features`: names of features.py; `apic_id`, `cpus`: topology for CPUID; `physical_bits`: MAXPHYADDR.
+    """
+
+    features: frozenset[str] = features_table.DEFAULT
+    apic_id: int = 0
+    cpus: int = 1
+    physical_bits: int = 40
+
+
+class SoftVcpu:
+    """One virtual CPU. See `xuni.exits.Vcpu` for the interface."""
+
+    def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None,
+                 compiled: Code | None = None) -> None:
+        self.config = config or SoftConfig()
+        self.memory = memory
+        self.code = compiled or code()
+        self.tables = self.code.image.tables
+        self._lay_out()
+        self.state = State(PlainPlace(self.region.address))
+        # SAFETY: the region outlives the array (both belong to this object).
+        self.q = (ctypes.c_uint64 * (State.SIZE // 8)).from_buffer(self.region.map)
+        self._run = self.code.function("run")
+        self._host_write = self.code.function("host_write")
+        self._flush = self.code.function("flush_tlb")
+        self.clock_base = time.monotonic_ns() if clock_base is None else clock_base
+        self._set_up()
+        self.reset()
+        memory.on_write.append(self._memory_written)
+        memory.on_remap.append(self._memory_remapped)
+        self._finish: Callable[[Reply], None] = lambda reply: None
+
+    # -- memory layout -------------------------------------------------------------------------------------------------
+    def _lay_out(self) -> None:
+        tlb = TLB_ENTRIES * TlbEntry.SIZE
+        jumps = JUMP_ENTRIES * JumpEntry.SIZE
+        tables = self.tables
+        frames = sum(slot.size for slot in self.memory.slots) // PAGE + 4096
+        sizes = {
+            "state": State.SIZE, "arena": Arena.SIZE, "tlb": tlb * len(Privilege), "clean": tlb, "jumps": jumps * 3,
+            "scratch": PAGE, "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
+            "leaves": len(tables["leaves"]), "nodes": len(tables["nodes"]), "indexes": len(tables["indexes"]),
+            "handlers": len(tables["handlers"]), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
+            "fusions": len(tables["fusions"]), "prefixes": 256, "frames": 16 * frames, "ops": ARENA_SIZE,
+        }  # fmt: skip
+        at, place = 0, {}
+        for name, size in sizes.items():
+            place[name] = at
+            at += (size + 63) & ~63
+        self.region = Region(at)
+        self.place = {name: self.region.address + offset for name, offset in place.items()}
+        self._offset = place
+        self._frame_count = frames
+        clean = array("Q")
+        for i in range(TLB_ENTRIES):
+            other = ((i + 1) % TLB_ENTRIES) << 12
+            clean.extend((other, other, other, 0))
+        put = self.region.put
+        put(place["clean"], clean.tobytes())
+        for privilege in range(len(Privilege)):
+            put(place["tlb"] + privilege * tlb, clean.tobytes())
+        put(place["jumps"], b"\xff" * (jumps * 3))
+        put(place["handlers"], self.code.handlers.tobytes())
+        for name in ("nodes", "indexes", "modrm", "effects", "fusions", "prefixes"):
+            put(place[name], tables[name])
+        put(place["leaves"], self._leaves())
+
+    def _leaves(self) -> bytes:
+        """The leaves, those of absent features replaced by the invalid one."""
+        leaves = bytearray(self.tables["leaves"])
+        size = Leaf.SIZE
+        for i, feature in enumerate(self.tables["features"]):
+            if feature not in self.config.features and feature != "base":
+                leaves[i * size : (i + 1) * size] = leaves[:size]
+        assert leaves[4] == LeafFlag.ENDS
+        return bytes(leaves)
+
+    def _set_up(self) -> None:
+        s, place = self.state, self.place
+        arena = Arena(PlainPlace(place["arena"]))
+        arena.next = arena.start = place["ops"]  # type: ignore[assignment]
+        arena.end = arena.limit = place["ops"] + ARENA_SIZE  # type: ignore[assignment]
+        arena.buckets = place["buckets"]  # type: ignore[assignment]
+        arena.frames = place["frames"]  # type: ignore[assignment]
+        arena.frame_count = self._frame_count  # type: ignore[assignment]
+        arena.handler_indexes = place["indexes"]  # type: ignore[assignment]
+        arena.clean_tlb = place["clean"]  # type: ignore[assignment]
+        arena.scratch_page = place["scratch"]  # type: ignore[assignment]
+        for name in ("leaves", "nodes", "handlers", "modrm", "effects", "fusions", "prefixes"):
+            setattr(arena, name, place[name])
+        self.arena = arena
+        s.arena = place["arena"]  # type: ignore[assignment]
+        s.tlb_base = place["tlb"]  # type: ignore[assignment]
+        s.jump_cache_base = place["jumps"]  # type: ignore[assignment]
+        s.slots = place["slots"]  # type: ignore[assignment]
+        s.cpuid_table = place["cpuid"]  # type: ignore[assignment]
+        libc = ctypes.CDLL(None)
+        s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0  # type: ignore[assignment]
+        s.clock_base = self.clock_base  # type: ignore[assignment]
+        s.deadline = 2**63 - 1  # type: ignore[assignment]
+        s.random_seed = int.from_bytes(os.urandom(8), "little")  # type: ignore[assignment]
+        s.physical_mask = (1 << self.config.physical_bits) - 1  # type: ignore[assignment]
+        s.apic_id = self.config.apic_id  # type: ignore[assignment]
+        for i, word in enumerate(features_table.feature_words(self.config.features)):
+            s.features[i] = word
+        self._write_cpuid()
+        self._write_slots()
+
+    def _write_cpuid(self) -> None:
+        from xuni.isa.x86.cpuid import build_cpuid_table
+
+        rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits)
+        self.region.put(self._offset["cpuid"], b"".join(row.pack() for row in rows))
+        self.state.cpuid_count = len(rows)  # type: ignore[assignment]
+
+    def _write_slots(self) -> None:
+        slots = self.memory.slots
+        frame = 0
+        for i, slot in enumerate(slots):
+            record = SlotRecord(PlainPlace(self.place["slots"] + i * SlotRecord.SIZE))
+            record.start, record.size, record.host = slot.start, slot.size, slot.host_address  # type: ignore[assignment]
+            record.writable, record.frame = int(slot.writable), frame  # type: ignore[assignment]
+            frame += slot.size // PAGE
+        assert frame <= self._frame_count
+        self.state.slot_count = len(slots)  # type: ignore[assignment]
+
+    def _memory_written(self, address: int, length: int) -> None:
+        self.q[State.offset_of("scratch") // 8 + 8] = address
+        self.q[State.offset_of("scratch") // 8 + 9] = length
+        self._host_write(self.region.address)
+
+    def _memory_remapped(self) -> None:
+        self._write_slots()
+        self.arena.end = 0  # type: ignore[assignment]
+        self._flush(self.region.address)
+
+    # -- registers -----------------------------------------------------------------------------------------------------
+    def reset(self) -> None:
+        """The state after power-up that no boot loader sets (SDM vol. 3, table 9-1)."""
+        s = self.state
+        s.eflags = int(Eflags.FIXED)  # type: ignore[assignment]
+        s.mxcsr, s.fpu_control, s.fpu_tag = 0x1F80, 0x37F, 0xFFFF  # type: ignore[assignment]
+        s.xcr0 = 1  # type: ignore[assignment]
+        s.pat = 0x0007040600070406  # type: ignore[assignment]
+        s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
+        s.misc_enable = 1  # type: ignore[assignment]
+        s.mtrr_def_type = 0xC06  # type: ignore[assignment]
+        s.apic_base = 0xFEE00000 | 0x800 | (0x100 if self.config.apic_id == 0 else 0)  # type: ignore[assignment]
+
+    def start(self, at: CpuState) -> None:
+        """Begin with the state that a boot loader prepared."""
+        s = self.state
+        for i, name in enumerate(("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+                                  "r13", "r14", "r15")):
+            s.gpr[i] = getattr(at, name)
+        s.rip = at.rip  # type: ignore[assignment]
+        self.rflags = at.rflags
+        for number, name in enumerate((*_SEGMENTS, "ldtr", "tr")):
+            segment = getattr(at, name)
+            s.seg_selector[number] = segment.selector
+            s.seg_base[number] = segment.base
+            s.seg_limit[number] = segment.limit
+            s.seg_attr[number] = segment.attributes | (0 if segment.p else int(Attr.UNUSABLE))
+        s.cr0, s.cr3, s.cr4, s.efer = at.cr0, at.cr3, at.cr4, at.efer  # type: ignore[assignment]
+        s.gdtr_base, s.gdtr_limit = at.gdtr.base, at.gdtr.limit  # type: ignore[assignment]
+        s.idtr_base, s.idtr_limit = at.idtr.base, at.idtr.limit  # type: ignore[assignment]
+        real = not at.cr0 & 1 or at.rflags & int(Eflags.VM)
+        s.cpl = 0 if real else int(s.seg_attr[int(Seg.SS)]) >> 5 & 3  # type: ignore[assignment]
+
+    @property
+    def rflags(self) -> int:
+        """EFLAGS, the arithmetic flags computed."""
+        s = self.state
+        return int(s.eflags) & ~ARITHMETIC | unpack(int(s.flag_kind), int(s.flag_a), int(s.flag_b))
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        s = self.state
+        s.eflags = value & ~ARITHMETIC | int(Eflags.FIXED)  # type: ignore[assignment]
+        s.flag_kind, s.flag_a, s.flag_b = pack(value)  # type: ignore[assignment]
+
+    # -- the interface of exits.Vcpu ------------------------------------------------------------------------------------
+    def run(self, reply: Reply) -> Exit:
+        match reply:
+            case Resume():
+                self._answer(0)
+            case Data(value):
+                self._answer(value)
+            case Inject(vector):
+                self.q[_INJECT] = vector + 1
+            case Refuse():
+                self._answer(0)
+                self.q[_EXIT_SIZE] = 0xFFFF
+        self._call()
+        return self._exit()
+
+    def _call(self) -> None:
+        """Execute until `exit_kind` is set."""
+        self._run(self.region.address)
+
+    def _answer(self, value: int) -> None:
+        """Record the answer to a device access, if one is open."""
+        q = self.q
+        if ExitKind.PORT_IN <= q[_EXIT_KIND] <= ExitKind.TPR_WRITE:
+            n = q[_REPLAY_COUNT]
+            assert n < REPLAY
+            q[_REPLAY_DATA + n] = value & 0xFFFFFFFFFFFFFFFF
+            q[_REPLAY_COUNT] = n + 1
+            q[_EXIT_SIZE] = 0
+            q[_EXIT_KIND] = 0
+
+    def _exit(self) -> Exit:
+        q = self.q
+        address, size = q[_EXIT_ADDRESS], q[_EXIT_SIZE]
+        match q[_EXIT_KIND]:
+            case ExitKind.PORT_OUT:
+                return PortOut(address & 0xFFFF, size, q[_EXIT_DATA] & (1 << 8 * size) - 1)
+            case ExitKind.PORT_IN:
+                return PortIn(address & 0xFFFF, size)
+            case ExitKind.MMIO_READ:
+                return MmioRead(address, size)
+            case ExitKind.MMIO_WRITE:
+                return MmioWrite(address, size, q[_EXIT_DATA] & (1 << 8 * size) - 1)
+            case ExitKind.MSR_READ:
+                return MsrRead(address)
+            case ExitKind.MSR_WRITE:
+                return MsrWrite(address, q[_EXIT_DATA])
+            case ExitKind.TPR_READ:
+                return TprRead()
+            case ExitKind.TPR_WRITE:
+                return TprWrite(q[_EXIT_DATA])
+            case ExitKind.INTERRUPT_WINDOW:
+                return InterruptWindow()
+            case ExitKind.HALT:
+                return Halt()
+            case ExitKind.SLICED:
+                return Sliced()
+            case ExitKind.SHUTDOWN:
+                return Shutdown(self._why_shutdown())
+            case ExitKind.FAILURE:
+                return EngineFailure(f"the guest jumped to physical address {address:#x}, where no memory is "
+                                     f"(RIP {int(self.state.rip):#x})")
+        return EngineFailure(f"the engine left for no reason ({q[_EXIT_KIND]})")
+
+    def _why_shutdown(self) -> str:
+        s = self.state
+        return (f"triple fault: exception {int(s.fault_vector)} (error code {int(s.fault_error):#x}) while delivering "
+                f"exception {int(s.delivering) - 1}, RIP {int(s.rip):#x}, CR2 {int(s.cr2):#x}")
+
+    def set_deadline(self, nanoseconds: int) -> None:
+        self.q[_DEADLINE] = nanoseconds
+
+    def set_interrupt(self, level: bool) -> None:
+        self.q[_INTR] = level
+
+    def nmi(self) -> None:
+        self.q[_NMI] = 1
+
+    def init(self) -> None:
+        raise NotImplementedError
+
+    def startup(self, vector: int) -> None:
+        raise NotImplementedError
+
+    def kick(self) -> None:
+        self.q[_KICK] = 1
+
+    def now(self) -> int:
+        return time.monotonic_ns() - self.clock_base
+
+    def close(self) -> None:
+        """Forget the guest memory's hooks."""
+        for hooks, hook in ((self.memory.on_write, self._memory_written), (self.memory.on_remap, self._memory_remapped)):
+            if hook in hooks:
+                hooks.remove(hook)  # type: ignore[attr-defined]
+
+
+def _at(name: str) -> int:
+    return State.offset_of(name) // 8
+
+
+_EXIT_KIND, _EXIT_ADDRESS, _EXIT_DATA, _EXIT_SIZE = map(_at, ("exit_kind", "exit_address", "exit_data", "exit_size"))
+_REPLAY_COUNT, _REPLAY_DATA, _INJECT = map(_at, ("replay_count", "replay_data", "inject"))
+_DEADLINE, _INTR, _NMI, _KICK = map(_at, ("deadline", "intr", "nmi_pending", "kick"))
