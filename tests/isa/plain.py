@@ -3,7 +3,8 @@
     cpu = PlainCpu()
     run(cpu, "ADD", Register(cpu, Gpr.RAX, 32), Value(cpu, 5, 32))
 
-Memory is the pages that a test maps; every other address is a page fault. Privilege is CPL 3 unless a test says otherwise.
+Memory is the pages that a test maps; every other address is a page fault. Privilege is CPL 3 unless a test says
+otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from xuni.isa.bits import Bits, const, u64
+from xuni.isa.bits import Bits, const, mask, u64
 from xuni.isa.struct import Place, PlainPlace
 from xuni.isa.x86 import bcd, bit, integer, logic, misc, move, push, shift, string  # noqa: F401  (they register)
 from xuni.isa.x86.cpu import Cpu
@@ -167,6 +168,10 @@ class PlainCpu(Cpu):
     @property
     def next_rip(self) -> Bits:
         return u64(self.instruction_rip + self.length)
+
+    @property
+    def address_mask(self) -> Bits:
+        return const(mask(self.asize), 64)
 
     def mode_changed(self) -> None:
         self.modes_changed += 1

@@ -1,7 +1,7 @@
 """The definitions over plain ints as a target that the host's processor can be compared with.
 
-A small decoder finds the definition by the same encodings that the engine's decoder is made of; it knows the operand codes
-of integer instructions only.
+A small decoder finds the definition by the same encodings that the engine's decoder is made of; it knows the operand
+codes of integer instructions only.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Decoded:
         if self.long:
             wide = self.rex & 8 or tree.osize == "f64" or (tree.osize == "d64" and 0x66 not in prefixes)
             self.osize = 64 if wide else self.osize
-        self.asize = {Mode.LONG: (64, 32), Mode.PROTECTED_32: (32, 16), Mode.PROTECTED_16: (16, 32)}[mode][0x67 in prefixes]
+        sizes = {Mode.LONG: (64, 32), Mode.PROTECTED_32: (32, 16), Mode.PROTECTED_16: (16, 32)}
+        self.asize = sizes[mode][0x67 in prefixes]
         cpu.osize, cpu.asize, cpu.long, cpu.lock = self.osize, self.asize, self.long, 0xF0 in prefixes
         kind = self.definition.rep
         cpu.rep = "" if not rep or not kind else "rep" if kind == "rep" else "repne" if rep == 0xF2 else "repe"
@@ -279,8 +280,8 @@ class PlainTarget:
                 vector, error = self.as_update(case, cpu, before)
                 cpu.s.fault_error = error
         return Outcome(
-            tuple(cpu.gprs()), rip, cpu.eflags, case.fxsave, cpu.peek(WINDOW, WINDOW_SIZE), vector, int(cpu.s.fault_error),
-            int(cpu.s.fault_address), cpu.undefined,
+            tuple(cpu.gprs()), rip, cpu.eflags, case.fxsave, cpu.peek(WINDOW, WINDOW_SIZE), vector,
+            int(cpu.s.fault_error), int(cpu.s.fault_address), cpu.undefined,
         )  # fmt: skip
 
     def as_update(self, case: Case, cpu: PlainCpu, before: bytes) -> tuple[int, int]:

@@ -20,7 +20,7 @@ def _reach(cpu: Cpu, base: Operand, index: Operand) -> Operand:
     """The word of memory that holds the bit."""
     size = base.width // 8
     word = index.read().sar(size.bit_length() + 2).sext(64)
-    offset = (base.offset + word * size) & mask(cpu.asize)
+    offset = (base.offset + word * size) & cpu.address_mask
     return cpu.memory(base.segment, offset, base.width)
 
 

@@ -95,7 +95,7 @@ def ror(cpu: Cpu, dst: Operand, src: Operand) -> None:
     _leave_undefined(cpu, count)
 
 
-@instruction("RCL", *_group(2), condition=True)
+@instruction("RCL", *_group(2))
 def rcl(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, count, width = dst.read(), masked(src.read(), dst.width), dst.width
     carry = cpu.flags.cf
@@ -118,7 +118,7 @@ def rcl(cpu: Cpu, dst: Operand, src: Operand) -> None:
     _leave_undefined(cpu, count)
 
 
-@instruction("RCR", *_group(3), condition=True)
+@instruction("RCR", *_group(3))
 def rcr(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, count, width = dst.read(), masked(src.read(), dst.width), dst.width
     carry = cpu.flags.cf
