@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
-from xuni.isa.x86.bit import deposit, extract
 from xuni.isa.bits import u32, u64
+from xuni.isa.x86.bit import deposit, extract
 from xuni.isa.x86.misc import crc32c
 from xuni.isa.x86.state import Eflags, Gpr, Seg
 

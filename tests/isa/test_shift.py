@@ -40,7 +40,7 @@ def overflow(name: str, before: int, after: int, cf: int, w: int) -> int:
 def test_every_count(name: str, width: int) -> None:
     cpu = PlainCpu()
     for a in VALUES[width]:
-        for count in (*range(0, 70), 255):
+        for count in (*range(70), 255):
             for start in (0, CF | OF | AF | int(Eflags.ZF)):
                 cpu.eflags = start
                 cpu.s.gpr[2] = a
@@ -70,7 +70,7 @@ def test_double_shifts(name: str, width: int) -> None:
     whole = (1 << width) - 1
     for a in VALUES[width]:
         for b in VALUES[width]:
-            for count in range(0, width + 1 if width == 16 else 70):
+            for count in range(width + 1 if width == 16 else 70):
                 times = count & (63 if width == 64 else 31)
                 cpu.eflags = 0
                 cpu.s.gpr[1], cpu.s.gpr[2] = a, b

@@ -57,7 +57,7 @@ def salc(cpu: Cpu) -> None:
 # -- nothing -----------------------------------------------------------------------------------------------------------
 
 
-# 90 is XCHG rAX, rAX in the tables, as with REX.B it is XCHG r8, rAX: without, decoders make it do nothing. So too PAUSE.
+# 90 is XCHG rAX, rAX in the tables, as with REX.B it is XCHG r8, rAX: without, decoders make it (and PAUSE) do nothing.
 
 
 @instruction("NOP", "0F 0D /r Ev", *(f"0F {op:02X} /r Ev" for op in range(0x18, 0x20)))
