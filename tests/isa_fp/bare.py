@@ -137,8 +137,8 @@ class Memory:
     def read(self) -> Bits:
         self._check()
         if self.extended:
-            high = self.cpu.load(3, self.offset + 8, 16)
-            return vector([self.cpu.load(3, self.offset, 64), high.zext(64)])
+            low = self.cpu.load(3, self.offset, 64)
+            return vector([low, self.cpu.load(3, self.offset + 8, 16).zext(64)])
         return self.cpu.load(3, self.offset, self.width, self.lanes)
 
     def write(self, value: Bits) -> None:

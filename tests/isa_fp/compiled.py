@@ -196,7 +196,9 @@ class Compiled:
                     continue
                 if memory and not any(k == "rm" for k, _, _ in split(encoding, 32)):
                     continue
-                for osize in (32, 64):
+                for osize in (16, 32, 64):
+                    if osize == 16 and "M" not in encoding.operands:
+                        continue
                     name = f"f{number}_{int(memory)}_{osize}"
                     function = function_text(encoding, name, memory, osize, natives)
                     functions.append(function.text())
@@ -244,7 +246,9 @@ class Compiled:
             state.scratch[OPERANDS + i] = value
         state.scratch[CONTROL] = int(state.fpu_control) | 0x3F
         state.scratch[MXCSR] = int(state.mxcsr) | 0x1F80
-        osize = 64 if operand_size(case.code) == 64 else 32
+        osize = operand_size(case.code)
+        if osize == 16 and "M" not in encoding.operands:
+            osize = 32
         code = self.enter(base, self.engine.get_function_address(self.names[number, in_memory, osize]))
         state.mxcsr = int(state.mxcsr) | int(state.scratch[MXCSR]) & 0x3F
         state.fpu_status = int(state.fpu_status) | int(state.scratch[STATUS]) & 0x3F

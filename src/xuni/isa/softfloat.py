@@ -162,8 +162,10 @@ class Context:
         self.flags |= flag
 
     # -- operands ------------------------------------------------------------------------------------------------------
-    def read(self, bits: int, format: Format) -> Number:
-        """An operand; DAZ has its effect, DE is raised by `note_denormals` only."""
+    def read(self, bits: int | Number, format: Format) -> Number:
+        """An operand, decoded already or not; DAZ has its effect, DE is raised by `note_denormals` only."""
+        if isinstance(bits, Number):
+            return bits
         number = decode(bits, format)
         if self.daz and number.denormal:
             return decode(format.zero(number.sign), format)
@@ -291,7 +293,10 @@ def _x87_nan(a: Number, b: Number) -> Number:
 
 
 # -- arithmetic: each takes and gives encodings ------------------------------------------------------------------------
-def add(c: Context, x: int, y: int, format: Format, negate: bool = False) -> int:
+Operand = int | Number
+
+
+def add(c: Context, x: Operand, y: Operand, format: Format, negate: bool = False) -> int:
     """`x + y`, or `x - y`."""
     a, b = c.read(x, format), c.read(y, format)
     nan = c.nan(a, b)
@@ -315,11 +320,11 @@ def add(c: Context, x: int, y: int, format: Format, negate: bool = False) -> int
     return c.pack(int(total < 0), abs(total), exponent, format)
 
 
-def sub(c: Context, x: int, y: int, format: Format) -> int:
+def sub(c: Context, x: Operand, y: Operand, format: Format) -> int:
     return add(c, x, y, format, negate=True)
 
 
-def mul(c: Context, x: int, y: int, format: Format) -> int:
+def mul(c: Context, x: Operand, y: Operand, format: Format) -> int:
     a, b = c.read(x, format), c.read(y, format)
     nan = c.nan(a, b)
     if nan is not None:
@@ -335,7 +340,7 @@ def mul(c: Context, x: int, y: int, format: Format) -> int:
     return c.pack(sign, a.significand * b.significand, a.exponent + b.exponent, format)
 
 
-def div(c: Context, x: int, y: int, format: Format) -> int:
+def div(c: Context, x: Operand, y: Operand, format: Format) -> int:
     a, b = c.read(x, format), c.read(y, format)
     nan = c.nan(a, b)
     if nan is not None:
@@ -381,7 +386,7 @@ class Order(IntEnum):
     LESS, EQUAL, GREATER, UNORDERED = range(4)
 
 
-def compare(c: Context, x: int, y: int, format: Format, signalling: bool) -> Order:
+def compare(c: Context, x: Operand, y: Operand, format: Format, signalling: bool) -> Order:
     """IE for a signalling NaN, and for any NaN if the comparison is `signalling`."""
     a, b = c.read(x, format), c.read(y, format)
     unsupported = Class.UNSUPPORTED in (a.kind, b.kind)
@@ -417,6 +422,17 @@ def maximum(c: Context, x: int, y: int, format: Format) -> int:
 
 
 # -- conversion --------------------------------------------------------------------------------------------------------
+def widen(x: int, source: Format, target: Format) -> Number:
+    """An operand of a narrower format as one of a wider format, not yet judged: a signalling NaN stays one."""
+    a = decode(x, source)
+    if a.is_nan:
+        payload = x & ((1 << (source.precision - 1)) - 1)
+        bits = target.compose(a.sign, target.top, payload << (target.precision - source.precision) | target.integer)
+        return Number(a.kind, a.sign, 0, 0, bits, target)
+    bits = convert(Context(), x, source, target)
+    return Number(a.kind, a.sign, a.significand, a.exponent, bits, target, a.denormal)
+
+
 def convert(c: Context, x: int, source: Format, target: Format) -> int:
     """Between formats; a NaN keeps the top of its payload."""
     a = c.read(x, source)
