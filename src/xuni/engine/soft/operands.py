@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from xuni.engine.soft.memory import OFFSET, PAGE, probe_write
 from xuni.engine.soft.records import Aux, Form
 from xuni.isa.bits import Bits, const, select, u1, u64, vector
-from xuni.isa.stage import staged, unlikely
+from xuni.isa.stage import staged, staging, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import Operand
 from xuni.isa.x86.segment import segment_address
@@ -179,6 +179,7 @@ class Memory(Base):
         self.aligned = aligned
         self.update = update
         self._linear: Bits | None = None
+        self._scope: tuple[int, ...] = ()
         self._old: Bits | None = None
         self._pointer: Bits | None = None
         self.was_read = False
@@ -211,18 +212,25 @@ class Memory(Base):
         return select(self.cpu.op.seg == 8 * int(Slot.ZERO), default, number)
 
     def address(self, write: bool) -> Bits:
-        """The linear address of the whole operand."""
-        if self._linear is None:
+        """The linear address of the whole operand, computed once where that serves all that follows."""
+        stage = staging()
+        if self._linear is None or (stage is not None and not stage.sees(self._scope)):
+            self._linear = self.compute_address(write)
+            self._scope = () if stage is None else stage.scope
+        return self._linear
+
+    def compute_address(self, write: bool) -> Bits:
+        if True:
             if self.form == Form.BASE:
                 self._linear = self.offset
             elif self.form == Form.INDEXED:
                 self._linear = self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
             else:
 
-                self._linear = segment_address(self.cpu, self.segment, self.offset, u64(self.size), u1(int(write)))
+                linear = segment_address(self.cpu, self.segment, self.offset, u64(self.size), u1(int(write)))
             if self.aligned:
-                _check_aligned(self.cpu, self._linear, self.size)
-        return self._linear
+                _check_aligned(self.cpu, linear, self.size)
+        return linear
 
     def read(self) -> Bits:
         cpu = self.cpu
@@ -266,8 +274,8 @@ class ExtendedMemory(Memory):
 
     def read(self) -> Bits:
         address = self.address(False)
-        high = self.cpu.load_current(address + 8, 16)
-        return vector([self.cpu.load_current(address, 64), high.zext(64)])
+        low = self.cpu.load_current(address, 64)
+        return vector([low, self.cpu.load_current(address + 8, 16).zext(64)])
 
     def write(self, value: Bits) -> None:
         address = self.address(True)
@@ -334,15 +342,12 @@ class Indexed(Memory):
             return const(int(Seg.ES), 8)
         return self.cpu.data_segment
 
-    def address(self, write: bool) -> Bits:
-        if self._linear is None:
-            if self.cpu.long and self.register == Gpr.RDI:
-                self._linear = self.offset
-            elif self.cpu.long:
-                self._linear = self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
-            else:
-                return super().address(write)
-        return self._linear
+    def compute_address(self, write: bool) -> Bits:
+        if self.cpu.long and self.register == Gpr.RDI:
+            return self.offset
+        if self.cpu.long:
+            return self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
+        return super().compute_address(write)
 
 
 WIDTHS = {"b": 8, "w": 16, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80}

@@ -15,7 +15,8 @@ An encoding is, in this order and separated by blanks:
         Eb Ew Ed Eq Ev Ey   ModRM.rm: general register or memory (v: 16/32/64 by operand size, y: 32/64, z: 16/32;
                             Ez too)
         Gb Gw Gd Gq Gv Gy   ModRM.reg: general register           Rv Ry Rd Rq: ModRM.rm, register only
-        M Mb Mw Md Mq Mv My Mdq Mp Ms   ModRM.rm: memory only (M: address only; Mdq: 128 bits, read as 2 lanes of 64)
+        M Mb Mw Md Mq Mv My Mdq Mp Ms   ModRM.rm: memory only (M: address only; Mdq, Mx: 128 bits, read as 2 lanes of
+                            64, Mx aligned; Mt: 80 bits, the same with 16 bits in use in the upper lane)
         Zv Zb               register in the opcode's low three bits     By: VEX.vvvv general register
         Ib Iw Iz Iv Ibs Ibu  immediate: Iz is 16/32 bits sign-extended to v; Ibs is 8 bits sign-extended to the operand size
         1 AL CL AX DX EAX rAX            fixed operands

@@ -85,11 +85,6 @@ def movd_store(cpu: Cpu, dst: Operand, src: Operand) -> None:
     dst.write(src.read().lane(0).trunc(dst.width))
 
 
-@instruction("MOVNTI", "NP 0F C3 /r My Gy", feature="sse2")
-def movnti(cpu: Cpu, dst: Operand, src: Operand) -> None:
-    dst.write(src.read())
-
-
 # -- copies of lanes ---------------------------------------------------------------------------------------------------
 @instruction("MOVDDUP", "F2 0F 12 /r Vx Wq", feature="pni", fpu="sse")
 def movddup(cpu: Cpu, dst: Operand, src: Operand) -> None:
