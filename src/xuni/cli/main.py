@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Final, NoReturn
 
 import click
@@ -59,6 +61,8 @@ def xuni() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit)  # by an exception: what is half done is undone on the way out
     try:
         status = xuni.main(prog_name="xuni", standalone_mode=False)
         sys.stdout.flush()
@@ -82,6 +86,10 @@ def main() -> NoReturn:
               "Please report it, with what XUNI_DEBUG=1 in the environment makes this print.", file=sys.stderr)
         status = XUNI_FAILED
     sys.exit(status or 0)
+
+
+def _exit(number: int, at: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _describe(error: OSError) -> str:

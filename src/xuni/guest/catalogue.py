@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def ensure(name: str) -> Guest:
     if guest is None or guest.append != made.append:
         return fetch(name)
     if guest.initramfs not in (None, initramfs.recipe()):
-        _rebuild(guest)
+        return _rebuild(guest)
     return guest
 
 
@@ -127,12 +127,13 @@ def _describe(place: Path, append: str, packages: Mapping[str, str]) -> None:
     cache.replace(place / "about.json", json.dumps(about, indent=2).encode() + b"\n")
 
 
-def _rebuild(guest: Guest) -> None:
+def _rebuild(guest: Guest) -> Guest:
     """Make the initramfs again after a change of its recipe; nothing needs to be fetched."""
     place = folder(guest.name)
     with cache.only_one(place):
         _build_initramfs(place)
         _describe(place, guest.append, guest.packages)
+    return replace(guest, initramfs=initramfs.recipe())
 
 
 def _build_initramfs(place: Path) -> None:
