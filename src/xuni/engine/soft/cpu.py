@@ -346,7 +346,7 @@ class StagedCpu(SoftCpu):
         s.fpu_host[0] = (s.mxcsr | 0x1F80).zext(64)
         s.fpu_host[1] = (s.fpu_control | 0x3F).zext(64)
         at = State.offset_of("fpu_host")
-        code.emit(f'call void asm sideeffect "ldmxcsr {at}($0); fldcw {at + 8}($0)", "r,~{{memory}},~{{fpsr}}"(ptr %s)')
+        code.emit(f'call void asm sideeffect "fnclex; ldmxcsr {at}($0); fldcw {at + 8}($0)", "r,~{{memory}},~{{fpsr}}"(ptr %s)')
 
     def save_fpu(self) -> None:
         """Keep the guest's exception flags, and give the host its settings back."""
