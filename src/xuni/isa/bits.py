@@ -213,7 +213,7 @@ class Bits:
             if other.width != self.width or other.lanes != self.lanes:
                 raise TypeError(f"operand widths differ: {self!r} and {other!r}; use zext, sext or trunc")
             return other
-        value = other & mask(self.width)
+        value = int(other) & mask(self.width)  # a plain int: `~` on an IntFlag knows only its named bits
         return Bits(INTS, self.width, value if self.lanes == 1 else (value,) * self.lanes, self.lanes)
 
     def _binary(self, op: str, other: Bits | int) -> Bits:
@@ -471,7 +471,7 @@ U128 = Annotated[Bits, 128]
 
 def const(value: int, width: int) -> Bits:
     """A value that is known now."""
-    return Bits(INTS, width, value & mask(width))
+    return Bits(INTS, width, int(value) & mask(width))
 
 
 def u1(value: int) -> Bits:
