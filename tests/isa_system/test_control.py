@@ -291,7 +291,7 @@ def test_every_feature_is_announced_and_no_other() -> None:
     cpu.s.apic_base = 0x800
     for chosen in (features.DEFAULT, frozenset({"base"}), features.choose(plus=["avx", "avx2", "fma", "la57"])):
         keep = with_table(cpu, chosen)
-        seen = {}
+        seen: dict[tuple[int, int, int], int] = {}
         for f in features.FEATURES:
             if f.bit >= 0:
                 value = ask(cpu, f.leaf, f.subleaf)[f.register]
@@ -351,7 +351,7 @@ def test_cli_and_sti_by_brute_force() -> None:
         t = Tables.protected()
         s = t.cpu.s
         s.cpl, s.eflags, s.cr4 = cpl, 2 | iopl << 12, pvi
-        found = fault_of(t.cpu, lambda t=t: interrupt_flag(t.cpu))
+        found = attempt(t.cpu, interrupt_flag)
         if iopl >= cpl:
             assert int(interrupt_flag(t.cpu)) == Eflags.IF
         elif cpl == 3 and pvi:

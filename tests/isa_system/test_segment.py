@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_limits_by_brute_force(seg: Seg) -> None:
         ):
             touched = range(offset, offset + size)
             legal = all((limit < n <= top) if expand_down else n <= limit for n in touched)
-            found = fault_of(t.cpu, lambda o=offset, n=size: address(t.cpu, seg, o, n, True))
+            found = fault_of(t.cpu, partial(address, t.cpu, seg, offset, size, True))
             expected = None if legal else (Vector.SS if seg == Seg.SS else Vector.GP, 0)
             assert found == expected, (expand_down, big, hex(limit), hex(offset), size)
             if legal:
@@ -99,11 +100,11 @@ def test_privilege_and_type_by_brute_force(cpl: int, seg: Seg) -> None:
         selector = SPARE | rpl
         is_segment, is_code = kind & 16, kind & 8
         if seg == Seg.SS:
-            fits = is_segment and not is_code and kind & 2 and dpl == cpl == rpl
+            fits = bool(is_segment and not is_code and kind & 2 and dpl == cpl == rpl)
             missing = Vector.SS
         else:
             conforming = is_code and kind & 4
-            fits = is_segment and (not is_code or kind & 2) and (conforming or max(cpl, rpl) <= dpl)
+            fits = bool(is_segment and (not is_code or kind & 2) and (conforming or max(cpl, rpl) <= dpl))
             missing = Vector.NP
         expected = None if fits and present else (missing if fits else Vector.GP, SPARE)
         assert load(t, seg, selector) == expected, (kind, dpl, rpl, present)
