@@ -138,11 +138,11 @@ def _workers_end_with_us() -> Iterator[None]:
     def on_signal(number: int, at: FrameType | None) -> None:
         if os.getpid() != us:
             os._exit(128 + number)  # a worker: it was forked with this handler
+        from multiprocessing import active_children  # here, since a start that compiles nothing has not imported it
+
         for worker in active_children():
             worker.kill()
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    from multiprocessing import active_children
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
