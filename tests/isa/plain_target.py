@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from xuni.isa.bits import Bits, const
 from xuni.isa.stage import Unwind
+from xuni.isa.x86 import bcd, bit, integer, logic, misc, move, push, shift, string
 from xuni.isa.x86.encodings import DIMENSIONS, MAP_COUNT, Choice, Encoding, decide, parse
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import DEFINITIONS, Operand
@@ -23,6 +24,7 @@ SEGMENT_PREFIXES = {0x26: Seg.ES, 0x2E: Seg.CS, 0x36: Seg.SS, 0x3E: Seg.DS, 0x64
 SHORT = [(Gpr.RBX, Gpr.RSI), (Gpr.RBX, Gpr.RDI), (Gpr.RBP, Gpr.RSI), (Gpr.RBP, Gpr.RDI), (Gpr.RSI,), (Gpr.RDI,),
          (Gpr.RBP,), (Gpr.RBX,)]  # fmt: skip
 FIXED = {"AL": (Gpr.RAX, 8), "CL": (Gpr.RCX, 8), "AX": (Gpr.RAX, 16), "DX": (Gpr.RDX, 16), "EAX": (Gpr.RAX, 32)}
+FAMILIES = frozenset(m.__name__ for m in (bcd, bit, integer, logic, misc, move, push, shift, string))
 
 
 class Unknown(Exception):
@@ -35,6 +37,8 @@ class Trees:
     def __init__(self) -> None:
         lists: dict[tuple[int, int], list[Encoding]] = {}
         for definition in DEFINITIONS:
+            if definition.run.__module__ not in FAMILIES:
+                continue
             for text in definition.encodings:
                 for encoding in parse(definition, text):
                     assert encoding.map < MAP_COUNT
@@ -185,6 +189,8 @@ class Decoded:
             return Value(cpu, 1, 8)
         if code in ("Ib", "Iw"):
             return Value(cpu, self.take(self.width(suffix) // 8), self.width(suffix))
+        if code == "Iwb":
+            return Value(cpu, self.take(3), 24)
         if code == "Ibs":
             return Value(cpu, self.signed(1), self.osize)
         if code in ("Iz", "Iv"):

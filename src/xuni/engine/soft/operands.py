@@ -350,7 +350,7 @@ class Indexed(Memory):
         return super().compute_address(write)
 
 
-WIDTHS = {"b": 8, "w": 16, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80}
+WIDTHS = {"b": 8, "w": 16, "wb": 24, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80}
 
 
 def width_of(code: str, osize: int) -> int:

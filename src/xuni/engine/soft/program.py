@@ -24,7 +24,8 @@ FAMILIES: Final = (
     "sse_move", "sse_float", "sse_int", "sse_shuffle",
 )  # fmt: skip
 
-_IMM: Final = {"Ib": Imm.BYTE, "Ibs": Imm.SBYTE, "Ibu": Imm.BYTE, "Iw": Imm.WORD, "Iz": Imm.Z, "Iv": Imm.V,
+_IMM: Final = {"Ib": Imm.BYTE, "Ibs": Imm.SBYTE, "Ibu": Imm.BYTE, "Iw": Imm.WORD, "Iwb": Imm.WORD_BYTE, "Iz": Imm.Z,
+               "Iv": Imm.V,
                "Ap": Imm.FAR, "Jb": Imm.REL8, "Jz": Imm.RELZ, "Ob": Imm.MOFFS, "Ov": Imm.MOFFS}  # fmt: skip
 _SIZED: Final = frozenset({"v", "y", "z", "", "s", "p"})
 
@@ -87,9 +88,7 @@ def plan_leaf(encoding: Encoding) -> LeafPlan:
         flags |= LeafFlag.NO_SEGMENT
     codes = encoding.operands
     imms = [_IMM[c] for c in codes if c in _IMM]
-    if imms == [Imm.WORD, Imm.BYTE]:
-        leaf.imm = int(Imm.WORD_BYTE)
-    elif imms:
+    if imms:
         leaf.imm = int(imms[0])
         if len(imms) > 1:
             leaf.imm = int(Imm.WORD)  # two immediate bytes

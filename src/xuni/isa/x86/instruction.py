@@ -18,7 +18,8 @@ An encoding is, in this order and separated by blanks:
         M Mb Mw Md Mq Mv My Mdq Mp Ms   ModRM.rm: memory only (M: address only; Mdq, Mx: 128 bits, read as 2 lanes of
                             64, Mx aligned; Mt: 80 bits, the same with 16 bits in use in the upper lane)
         Zv Zb               register in the opcode's low three bits     By: VEX.vvvv general register
-        Ib Iw Iz Iv Ibs Ibu  immediate: Iz is 16/32 bits sign-extended to v; Ibs is 8 bits sign-extended to the operand size
+        Ib Iw Iz Iv Ibs Ibu Iwb  immediate: Iz is 16/32 bits sign-extended to v; Ibs is 8 bits sign-extended to the operand
+                            size; Iwb is a word and a byte, 24 bits
         1 AL CL AX DX EAX rAX            fixed operands
         Xb Xv Yb Yv         memory at rSI (DS unless overridden) and at ES:rDI, by address size
         Ob Ov               memory at an immediate address      Ap: far pointer      Jb Jz: branch displacement

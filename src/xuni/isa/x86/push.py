@@ -152,10 +152,11 @@ assert int(_USER | _WIDE) & ARITHMETIC == 0  # those are always changed, in thei
 # -- frames ------------------------------------------------------------------------------------------------------------
 
 
-@instruction("ENTER", "C8 Iw Ib d64", cold=True)
-def enter(cpu: Cpu, room: Operand, nesting: Operand) -> None:
+@instruction("ENTER", "C8 Iwb d64", cold=True)
+def enter(cpu: Cpu, how: Operand) -> None:
+    room, nesting = how.read().trunc(16), how.read().field(16, 8)
     size, m = cpu.osize // 8, stack_mask(cpu)
-    level = nesting.read() & 31
+    level = nesting & 31
     frame = (cpu.rsp - size) & m
     kept = cpu.rsp & ~m  # what a narrow stack pointer leaves alone
     cpu.store(Seg.SS, frame, cpu.reg(Gpr.RBP, cpu.osize))
@@ -167,7 +168,7 @@ def enter(cpu: Cpu, room: Operand, nesting: Operand) -> None:
             cpu.store(Seg.SS, top, cpu.load(Seg.SS, outer & m, cpu.osize))
         top = (top - size) & m
         cpu.store(Seg.SS, top, (kept | frame).trunc(cpu.osize))
-    end = (top - room.read().zext(64)) & m
+    end = (top - room.zext(64)) & m
     cpu.window(Seg.SS, end, True)  # faults as a write at the new top of the stack would
     cpu.set_reg(Gpr.RBP, (kept | frame).trunc(cpu.osize))
     set_stack_register(cpu, Gpr.RSP, end)
