@@ -65,6 +65,12 @@ class BareCpu(Cpu):
         value = int.from_bytes(self.memory[at : at + size], "little")
         return const(value, width * lanes).as_lanes(width)
 
+    def has_feature(self, name: str) -> Bits:
+        return const(1, 1)
+
+    def flush_tlb(self) -> None:
+        pass
+
     def store(self, segment: int | Bits, offset: Bits, value: Bits) -> None:
         whole = int(value.as_lanes(value.width * value.lanes))
         size = value.width * value.lanes // 8

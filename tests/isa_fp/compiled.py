@@ -81,6 +81,12 @@ class CompiledCpu(Cpu):
     def load(self, segment: int | Bits, offset: Bits, width: int, lanes: int = 1) -> Bits:
         return self.at(self._check(offset, width * lanes // 8, False)).load(0, width, lanes)
 
+    def has_feature(self, name: str) -> Bits:
+        return const(1, 1)
+
+    def flush_tlb(self) -> None:
+        pass
+
     def store(self, segment: int | Bits, offset: Bits, value: Bits) -> None:
         self.at(self._check(offset, value.width * value.lanes // 8, True)).store(0, value)
 

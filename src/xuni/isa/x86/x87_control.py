@@ -8,10 +8,8 @@ from xuni.isa.bits import Bits, u16, vector
 from xuni.isa.stage import staged
 from xuni.isa.x86 import x87_fp as fp
 from xuni.isa.x86 import x87_stack as stack
-from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import Operand, instruction
 from xuni.isa.x86.mmx_state import check_pending
-from xuni.isa.x86.state import Cr0
 from xuni.isa.x86.x87_move import probe
 
 if TYPE_CHECKING:
@@ -62,10 +60,8 @@ def fneni(cpu: Cpu) -> None:
     pass
 
 
-@instruction("FWAIT", "9B", feature="fpu")
+@instruction("FWAIT", "9B", feature="fpu", fpu="wait")
 def fwait(cpu: Cpu) -> None:
-    if (cpu.s.cr0 & (Cr0.MP | Cr0.TS)) == (Cr0.MP | Cr0.TS):
-        raise GuestFault(cpu, Vector.NM)
     check_pending(cpu)
 
 
