@@ -398,3 +398,8 @@ class StagedOperand:
     @property
     def index(self) -> Bits:
         return self.cpu._call(f"index_{self.code}", 8)
+
+    @property
+    def selector(self) -> Bits:
+        assert self.code == "Ap"
+        return self.cpu._call("selector", 16)

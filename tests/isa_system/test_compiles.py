@@ -36,7 +36,7 @@ def width_of(code: str, osize: int) -> int:
     if code == "rAX":
         return osize
     if code == "Ap":
-        return 64
+        return osize
     if code[0] in "SCD":
         return 8
     size = code[1:]

@@ -6,7 +6,7 @@ Everything is checked and every push made before a register changes.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Final
+from typing import Final, Protocol
 
 from xuni.isa.bits import U64, Bits, mask, select, u64
 from xuni.isa.stage import native, staged
@@ -346,10 +346,18 @@ def far_return(cpu: Cpu, release: U64, size: int) -> None:
 
 
 # -- the instructions --------------------------------------------------------------------------------------------------
+class FarOperand(Operand, Protocol):
+    """`Ap`: a far pointer in the instruction. `read` gives the offset."""
+
+    @property
+    def selector(self) -> Bits:
+        """16 bits."""
+        ...
+
+
 @instruction("JMP", "EA Ap i64", ends=True, cold=True)
-def jmp_far(cpu: Cpu, target: Operand) -> None:
-    pointer = target.read().zext(64)
-    far_jump(cpu, pointer >> 32 & 0xFFFF, pointer & mask(cpu.osize), cpu.next_rip)
+def jmp_far(cpu: Cpu, target: FarOperand) -> None:
+    far_jump(cpu, target.selector.zext(64), target.read().zext(64), cpu.next_rip)
 
 
 @instruction("JMP", "FF /5 Mp", ends=True, cold=True)
@@ -359,9 +367,8 @@ def jmp_far_indirect(cpu: Cpu, target: Operand) -> None:
 
 
 @instruction("CALL", "9A Ap i64", ends=True, cold=True)
-def call_far(cpu: Cpu, target: Operand) -> None:
-    pointer = target.read().zext(64)
-    far_call(cpu, pointer >> 32 & 0xFFFF, pointer & mask(cpu.osize), cpu.next_rip, cpu.osize // 8)
+def call_far(cpu: Cpu, target: FarOperand) -> None:
+    far_call(cpu, target.selector.zext(64), target.read().zext(64), cpu.next_rip, cpu.osize // 8)
 
 
 @instruction("CALL", "FF /3 Mp", ends=True, cold=True)
