@@ -1,8 +1,8 @@
 """The soft engine as a target that the host's processor can be compared with.
 
 Each case runs at CPL 3 under page tables that map its two pages and nothing else. Every exception goes to a stub of the
-kernel half that writes its vector to a port, and so the engine returns. A case that completes meets the UD2 behind it; with
-`step` it runs under TF instead and ends with #DB, as on the host.
+kernel half that writes its vector to a port, and so the engine returns. A case that completes meets the UD2 behind it;
+with `step` it runs under TF instead and ends with #DB, as on the host.
 """
 
 from __future__ import annotations
