@@ -223,6 +223,27 @@ class Stage:
         self.on_native = on_native or (lambda native: None)
         self.before_call: Callable[[Callable[..., Any] | None], None] = lambda function: None  # None: a raise
 
+        self._scopes: list[int] = []
+        self._scope_count = 0
+
+    @property
+    def scope(self) -> tuple[int, ...]:
+        """Where code is being emitted: what was computed in a scope may be used in those that begin with it."""
+        return tuple(self._scopes)
+
+    def sees(self, scope: tuple[int, ...]) -> bool:
+        """Whether a value computed in `scope` may be used now."""
+        return tuple(self._scopes[: len(scope)]) == scope
+
+    @contextmanager
+    def _scope(self) -> Any:
+        self._scope_count += 1
+        self._scopes.append(self._scope_count)
+        try:
+            yield
+        finally:
+            self._scopes.pop()
+
     @contextmanager
     def active(self) -> Any:
         _ACTIVE.append(self)
@@ -238,7 +259,8 @@ class Stage:
         bound = _signature(function).bind(*args, **kwargs)
         bound.apply_defaults()
         frame = _Frame(function, {**_closure(function), **bound.arguments})
-        self._block(_tree(function).body, frame)
+        with self._scope():
+            self._block(_tree(function).body, frame)
         if not frame.returns:
             if not self.code.live:
                 raise Unreachable
@@ -455,7 +477,8 @@ class Stage:
         for label, body in ((then, node.body), (otherwise, node.orelse)):
             frame.env, code.registers = dict(env), dict(registers)
             code.start(label)
-            self._block(body, frame)
+            with self._scope():
+                self._block(body, frame)
             if code.live:
                 edges.append(self._edge(frame))
                 code.jump(after)
@@ -506,7 +529,8 @@ class Stage:
         elif not test:
             raise StageError("while with a condition that is known to be false")
         frame.loops.append((done, breaks, again, continues))
-        self._block(node.body, frame)
+        with self._scope():
+            self._block(node.body, frame)
         frame.loops.pop()
         if code.live:
             continues.append(self._edge(frame))
@@ -623,7 +647,8 @@ class Stage:
         first = self._edge(frame)
         code.branch(value.raw, *((more, after) if conjunction else (after, more)))
         code.start(more)
-        rest = self._bool(conjunction, nodes[1:], frame)
+        with self._scope():
+            rest = self._bool(conjunction, nodes[1:], frame)
         if not isinstance(rest, Bits):
             rest = const(int(bool(rest)), 1)
         second = self._edge(frame)
@@ -641,11 +666,15 @@ class Stage:
         code.branch(condition.raw, then, otherwise)
         code.start(then)
         registers = dict(code.registers)
-        a, first = self._eval(body, frame), (code.block, dict(code.registers))
+        with self._scope():
+            a = self._eval(body, frame)
+        first = (code.block, dict(code.registers))
         code.jump(after)
         code.start(otherwise)
         code.registers = registers
-        b, second = self._eval(orelse, frame), (code.block, dict(code.registers))
+        with self._scope():
+            b = self._eval(orelse, frame)
+        second = (code.block, dict(code.registers))
         code.jump(after)
         code.start(after)
         code.registers = self._merge_registers([first, second])

@@ -14,6 +14,7 @@ import os
 import struct
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 CHUNK: Final = 24  # encodings a compiled module
+_OPTIMIZE: Final = 2  # of code generation; the passes before it gain nothing on handlers
+_KEEP_DAYS: Final = 14  # compiled modules that no build has used for so long are removed
 _PACKAGE: Final = Path(__file__).resolve().parents[2]
 _SOURCES: Final = ("isa", "engine/soft")
 
@@ -81,14 +84,39 @@ def _target() -> Any:
         llvm.initialize_native_asmprinter()
         llvm.initialize_native_asmparser()
         _machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=int(os.environ.get("XUNI_OPT", "2")), reloc="pic",
+            cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=_OPTIMIZE, reloc="pic",
             codemodel="small", jit=True,
         )
     return _machine
 
 
 def compile_ir(text: str) -> bytes:
-    """An object file for a module."""
+    """An object file for a module; a module that has been compiled before is read back."""
+    name = hashlib.sha256(f"{importlib.metadata.version('llvmlite')}{_cpu_name()}{_OPTIMIZE}{text}".encode()).hexdigest()
+    kept = cache_directory() / "objects" / name[:40]
+    try:
+        data = kept.read_bytes()
+        os.utime(kept)
+        return data
+    except OSError:
+        pass
+    data = _compile(text)
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _write(kept, data)
+    except OSError:
+        pass  # `load` says it when the whole cannot be kept
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file at once."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
+
+
+def _compile(text: str) -> bytes:
     import llvmlite.binding as llvm
 
     module = llvm.parse_assembly(f'target triple = "{llvm.get_process_triple()}"\n' + text)
@@ -274,12 +302,20 @@ def load(progress: Callable[[int, int], None] = lambda done, total: None) -> Ima
     image = build(progress)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-            marshal.dump({"code": image.code, "symbols": image.symbols, "absolute": image.absolute, "tables": image.tables}, file)
-        os.replace(file.name, path)
-        for old in sorted(directory.glob("*.engine"), key=lambda p: p.stat().st_mtime)[:-6]:
-            old.unlink(missing_ok=True)
+        content = {"code": image.code, "symbols": image.symbols, "absolute": image.absolute, "tables": image.tables}
+        _write(path, marshal.dumps(content))
+        _prune(directory)
     except OSError as error:
         print(f"xuni: the compiled engine cannot be kept in {directory}: {error.strerror}; it will be compiled each time",
               file=sys.stderr)
     return image
+
+
+def _prune(directory: Path) -> None:
+    """Remove what former versions left."""
+    for old in sorted(directory.glob("*.engine"), key=lambda p: p.stat().st_mtime)[:-4]:
+        old.unlink(missing_ok=True)
+    limit = time.time() - _KEEP_DAYS * 86400
+    for module in (directory / "objects").glob("*"):
+        if module.stat().st_mtime < limit:
+            module.unlink(missing_ok=True)

@@ -414,7 +414,7 @@ def emit(handler: Handler, on_native: Callable[[Native], None], fused: Handler |
                 if fused is not None:
                     assert fused.definition is not None
                     cpu.u = out.value(f"getelementptr i8, ptr %u, i64 {OP_SIZE}")
-                    cpu.form = 0
+                    cpu.form, cpu.osize = 0, 64
                     with suppress(Unreachable):
                         fused.definition.run(cpu, None)
                 elif ends:

@@ -220,16 +220,14 @@ class Memory(Base):
         return self._linear
 
     def compute_address(self, write: bool) -> Bits:
-        if True:
-            if self.form == Form.BASE:
-                self._linear = self.offset
-            elif self.form == Form.INDEXED:
-                self._linear = self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
-            else:
-
-                linear = segment_address(self.cpu, self.segment, self.offset, u64(self.size), u1(int(write)))
-            if self.aligned:
-                _check_aligned(self.cpu, linear, self.size)
+        if self.form == Form.BASE:
+            linear = self.offset
+        elif self.form == Form.INDEXED:
+            linear = self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
+        else:
+            linear = segment_address(self.cpu, self.segment, self.offset, u64(self.size), u1(int(write)))
+        if self.aligned:
+            _check_aligned(self.cpu, linear, self.size)
         return linear
 
     def read(self) -> Bits:

@@ -6,23 +6,18 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from xuni.engine.soft import handlers as h
+import xuni.isa.x86
 from xuni.engine.soft.decode import CONDITIONS, PrefixClass
 from xuni.engine.soft.handlers import Handler, Shape, digest, emit
 from xuni.engine.soft.records import FORMS, OSIZES, VARIANTS, Form, Fpu, Imm, LeafFlag, Node, OsizeRule, RegKind
 from xuni.isa.stage import Native
 from xuni.isa.x86.encodings import MAP_COUNT, Choice, Encoding, all_encodings, decide
 from xuni.isa.x86.instruction import DEFINITIONS
-
-FAMILIES: Final = (
-    "branch", "integer", "logic", "shift", "bit", "move", "push", "string", "bcd", "misc",
-    "control", "segment", "selector", "transfer", "iret", "interrupt", "syscall", "system", "msr", "io", "task",
-    "sse_move", "sse_float", "sse_int", "sse_shuffle",
-)  # fmt: skip
 
 _IMM: Final = {"Ib": Imm.BYTE, "Ibs": Imm.SBYTE, "Ibu": Imm.BYTE, "Iw": Imm.WORD, "Iwb": Imm.WORD_BYTE, "Iz": Imm.Z,
                "Iv": Imm.V,
@@ -31,9 +26,9 @@ _SIZED: Final = frozenset({"v", "y", "z", "", "s", "p"})
 
 
 def load_families() -> None:
-    """Import every instruction family, so that DEFINITIONS is complete."""
-    for name in FAMILIES:
-        importlib.import_module(f"xuni.isa.x86.{name}")
+    """Import every file of isa/x86, so that DEFINITIONS is complete."""
+    for module in sorted(m.name for m in pkgutil.iter_modules(xuni.isa.x86.__path__)):
+        importlib.import_module(f"xuni.isa.x86.{module}")
 
 
 def has_memory(encoding: Encoding) -> bool:
@@ -93,10 +88,13 @@ def plan_leaf(encoding: Encoding) -> LeafPlan:
         if len(imms) > 1:
             leaf.imm = int(Imm.WORD)  # two immediate bytes
     for code in codes:
-        if code in ("AL", "CL", "AX", "DX", "EAX", "rAX", "1"):
+        if code in ("AL", "CL", "AX", "DX", "EAX", "rAX", "1", "ST0"):
+            continue
+        if code == "STi":  # as MMX registers: REX.B does not count
+            leaf.rm_kind = int(RegKind.MMX)
             continue
         kind = RegKind.GPR
-        if code[0] in "VWU" or code in ("ST0", "STi"):
+        if code[0] in "VWU":
             kind = RegKind.XMM
         elif code[0] in "PQN":
             kind = RegKind.MMX
@@ -106,7 +104,7 @@ def plan_leaf(encoding: Encoding) -> LeafPlan:
             kind = RegKind.BYTE
         if code[0] in "GVPSCD":
             leaf.reg_kind = int(kind)
-        elif code[0] in "EWQRUNMZ" or code == "STi":
+        elif code[0] in "EWQRUNMZ":
             leaf.rm_kind = int(kind)
     leaf.osize = int({"": OsizeRule.DEFAULT, "d64": OsizeRule.D64, "f64": OsizeRule.F64}[encoding.osize])
     if (encoding.prefix == 1 and encoding.map != 0) or encoding.vex:

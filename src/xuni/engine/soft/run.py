@@ -20,7 +20,6 @@ from xuni.isa.x86.state import Eflags, ExitKind, Seg
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
 
-QUANTUM = 20_000  # instructions between looks at the clock and at what others want of this processor
 DR6_BS = 1 << 14
 
 
@@ -105,6 +104,11 @@ def empty_arena(cpu: SoftCpu) -> None:
 def faulted(cpu: SoftCpu, code: U64) -> U64:
     """Deal with what unwound to the loop; 1 if the loop must return to the machine."""
     s = cpu.s
+    if (code == 1) & (s.delivering == 0):
+        s.first_vector = s.fault_vector
+        s.first_error = s.fault_error
+        s.first_address = s.fault_address
+        s.first_rip = s.rip
     while code == 1:  # a guest fault, then perhaps faults of its delivery
         code = cpu.attempt(handle_fault)
     if code == 2:
@@ -168,8 +172,8 @@ def turn(cpu: SoftCpu) -> U64:
         if cpu.clock().sge(s.deadline):
             s.exit_kind = int(ExitKind.SLICED)
             return u64(0)
-        s.budget = QUANTUM
-        s.retired_target = s.retired + QUANTUM
+        s.budget = s.quantum
+        s.retired_target = s.retired + s.quantum
     event = events(cpu)
     if event == 0:
         return u64(0)

@@ -49,12 +49,14 @@ from xuni.exits import (
 from xuni.isa.struct import PlainPlace
 from xuni.isa.x86 import features as features_table
 from xuni.isa.x86.cpustate import CpuState
+from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.flags import pack, unpack
 from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Eflags, ExitKind, Seg, State
 from xuni.memory.guest import GuestMemory
 
 ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
 MAP_NORESERVE: Final = 0x4000
+QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
 _SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
@@ -212,6 +214,7 @@ class SoftVcpu:
         s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0  # type: ignore[assignment]
         s.clock_base = self.clock_base  # type: ignore[assignment]
         s.deadline = 2**63 - 1  # type: ignore[assignment]
+        s.quantum = QUANTUM  # type: ignore[assignment]
         s.random_seed = int.from_bytes(os.urandom(8), "little")  # type: ignore[assignment]
         s.physical_mask = (1 << self.config.physical_bits) - 1  # type: ignore[assignment]
         s.apic_id = self.config.apic_id  # type: ignore[assignment]
@@ -358,8 +361,13 @@ class SoftVcpu:
 
     def _why_shutdown(self) -> str:
         s = self.state
-        return (f"triple fault: exception {int(s.fault_vector)} (error code {int(s.fault_error):#x}) while delivering "
-                f"exception {int(s.delivering) - 1}, RIP {int(s.rip):#x}, CR2 {int(s.cr2):#x}")
+        def name(number: int) -> str:
+            return f"#{Vector(number).name}" if number in Vector._value2member_map_ else f"vector {number}"
+
+        first = name(int(s.first_vector))
+        at = f" at {int(s.first_address):#x}" if s.first_vector == Vector.PF else ""
+        return (f"{first}({int(s.first_error):#x}){at} at RIP {int(s.first_rip):#x}, and its delivery failed: "
+                f"{name(int(s.fault_vector))}({int(s.fault_error):#x})")
 
     def set_deadline(self, nanoseconds: int) -> None:
         self.q[_DEADLINE] = nanoseconds

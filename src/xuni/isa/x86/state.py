@@ -218,6 +218,10 @@ class State(Struct):
     fault_error = Field(64)
     fault_has_error = Field(64)
     fault_address = Field(64)  # CR2 for #PF, set together with the fault
+    first_vector = Field(64)  # the fault that began the present chain of deliveries, for the report of a triple fault
+    first_error = Field(64)
+    first_address = Field(64)
+    first_rip = Field(64)
     delivering = Field(64)  # vector + 1 while an event is being delivered, 0 otherwise: for double faults
     # -- exits: written by compiled code, read by the machine ---------------------------------------------------------
     exit_kind = Field(64)
@@ -237,6 +241,7 @@ class State(Struct):
     miss_op = Field(64)  # the last Op that missed the TLB, and its budget: to see that it makes progress
     miss_budget = Field(64)
     miss_count = Field(64)
+    quantum = Field(64)  # instructions between looks at the clock and at what others want of this processor
     steps = Field(64)  # instructions to execute before the next exit, or 0: no limit
     mode = Field(64)  # see engine/soft/decode.py: what a decoded block depends on
     tlb_base = Field(64)  # the TLBs of all privileges
@@ -262,4 +267,4 @@ class State(Struct):
     apic_id = Field(64)
     random_seed = Field(64)
     fpu_host = Array(64, 4)  # host x87 control word and MXCSR while handlers run
-    reserved = Array(64, 53)
+    reserved = Array(64, 48)
