@@ -355,23 +355,23 @@ class FarOperand(Operand, Protocol):
         ...
 
 
-@instruction("JMP", "EA Ap i64", ends=True, cold=True)
+@instruction("JMPF", "EA Ap i64", ends=True, cold=True)
 def jmp_far(cpu: Cpu, target: FarOperand) -> None:
     far_jump(cpu, target.selector.zext(64), target.read().zext(64), cpu.next_rip)
 
 
-@instruction("JMP", "FF /5 Mp", ends=True, cold=True)
+@instruction("JMPF", "FF /5 Mp", ends=True, cold=True)
 def jmp_far_indirect(cpu: Cpu, target: Operand) -> None:
     selector, offset = far_pointer(cpu, target)
     far_jump(cpu, selector, offset, cpu.next_rip)
 
 
-@instruction("CALL", "9A Ap i64", ends=True, cold=True)
+@instruction("CALLF", "9A Ap i64", ends=True, cold=True)
 def call_far(cpu: Cpu, target: FarOperand) -> None:
     far_call(cpu, target.selector.zext(64), target.read().zext(64), cpu.next_rip, cpu.osize // 8)
 
 
-@instruction("CALL", "FF /3 Mp", ends=True, cold=True)
+@instruction("CALLF", "FF /3 Mp", ends=True, cold=True)
 def call_far_indirect(cpu: Cpu, target: Operand) -> None:
     selector, offset = far_pointer(cpu, target)
     far_call(cpu, selector, offset, cpu.next_rip, cpu.osize // 8)
