@@ -169,6 +169,8 @@ class Generator:
             raise Unsuitable
         if mode is Mode.LONG and 0x66 in code[: len(code) - 12] and is_near_branch(instruction):
             raise Unsuitable  # Intel ignores the prefix there, AMD does not
+        if instruction.is_loopcc and set(code[: len(code) - 12]) & {0xF2, 0xF3}:
+            raise Unsuitable  # it chooses the condition on AMD's processors
         offsets = decoder.get_constant_offsets(instruction)
         length = instruction.len
         del code[length:]
