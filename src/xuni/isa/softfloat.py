@@ -242,9 +242,17 @@ class Context:
         self.rounded_up = up
         if value == 0:
             return format.zero(sign)
+        if place + value.bit_length() - 1 > format.bias:  # even scaled it does not fit: FSCALE
+            self.raises(Flag.PE)
+            self.rounded_up = True
+            return format.infinity(sign)
         shift = format.precision - value.bit_length()
         least = 1 - format.bias - (format.precision - 1)
         shift = min(shift, place - least)
+        if shift < -format.precision:
+            self.raises(Flag.PE)
+            self.rounded_up = False
+            return format.zero(sign)
         value = value << shift if shift >= 0 else value >> -shift  # a carry out of the top leaves a zero below
         place -= shift
         normal = value >> (format.precision - 1)

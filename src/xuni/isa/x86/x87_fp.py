@@ -104,7 +104,7 @@ def reset_host(cpu: Cpu) -> None:
     load_control(cpu, cpu.s.fpu_control)
 
 
-# Intel's FADDP, FMULP, FSUBP (ST1 - ST0), FSUBRP, FDIVP, FDIVRP: as bytes, for AT&T's names of the reverse forms mislead.
+# FADDP, FMULP, FSUBP (ST1 - ST0), FSUBRP, FDIVP, FDIVRP as bytes: AT&T names the reverse forms the other way round.
 _POPPING = {"add": "0xde,0xc1", "mul": "0xde,0xc9", "sub": "0xde,0xe9", "subr": "0xde,0xe1", "div": "0xde,0xf9",
             "divr": "0xde,0xf1"}  # fmt: skip
 
