@@ -242,8 +242,7 @@ def _modulo(cpu: Cpu, op: str, result: Bits, a: Bits, b: Bits) -> Bits:
         raised = fp.host_x87(text, fp.address(cpu, a), fp.address(cpu, b), fp.address(cpu, result))
     # A NaN leaves C0 and C3 alone.
     nan = cpu.s.place.load(result, 64, 2).lane(1) & 0x7FFF == 0x7FFF
-    codes = select(nan, cpu.s.fpu_status, raised) & (C0 | C3)
-    return raised & (FLAGS | C1 | C2) | codes
+    return raised & (FLAGS | C1 | C2) | select(nan, cpu.s.fpu_status, raised) & (C0 | C3)
 
 
 @staged
