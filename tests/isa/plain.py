@@ -58,7 +58,7 @@ class PlainCpu(Cpu):
 
     def poke(self, address: int, data: bytes) -> None:
         for i, byte in enumerate(data):
-            self.pages[(address + i) & -PAGE][(address + i) % PAGE] = byte
+            self.pages[(address + i) & -PAGE][(address + i) % PAGE] = bytes([byte])
 
     @property
     def eflags(self) -> int:
@@ -258,6 +258,9 @@ class Memory(Register):
     @property
     def segment(self) -> Bits:
         return self._segment
+
+    def move(self, offset: int) -> None:
+        self._offset = const(offset, 64)
 
     def read(self) -> Bits:
         return self.cpu.load(self.segment, self.offset, self.width, self.lanes)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
+from tests.hardware.case import CODE, DATA, FS_BASE, GS_BASE, PAGE, WINDOW, WINDOW_SIZE, Case, Mode, Outcome
+from tests.isa.plain import WRITE, Memory, PlainCpu, Register, Value
 from xuni.isa.bits import Bits, const
 from xuni.isa.stage import Unwind
 from xuni.isa.x86 import bcd, bit, integer, logic, misc, move, push, shift, string
@@ -16,9 +18,6 @@ from xuni.isa.x86.encodings import DIMENSIONS, MAP_COUNT, Choice, Encoding, deci
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import DEFINITIONS, Operand
 from xuni.isa.x86.state import Attr, Gpr, Seg
-
-from ..hardware.case import CODE, DATA, FS_BASE, GS_BASE, PAGE, WINDOW, WINDOW_SIZE, Case, Mode, Outcome
-from .plain import WRITE, Memory, PlainCpu, Register, Value
 
 SEGMENT_PREFIXES = {0x26: Seg.ES, 0x2E: Seg.CS, 0x36: Seg.SS, 0x3E: Seg.DS, 0x64: Seg.FS, 0x65: Seg.GS}
 SHORT = [(Gpr.RBX, Gpr.RSI), (Gpr.RBX, Gpr.RDI), (Gpr.RBP, Gpr.RSI), (Gpr.RBP, Gpr.RDI), (Gpr.RSI,), (Gpr.RDI,),
@@ -121,10 +120,14 @@ class Decoded:
             self.take(1)
             self.address = self.effective() if self.modrm < 0xC0 else 0
         self.operands = [self.operand(code) for code in tree.operands]
-        if self.relative is not None:  # the displacement counts from the end, immediates included
+        self.relocate()
+
+    def relocate(self) -> None:
+        """A displacement relative to RIP counts from the end, immediates included."""
+        if self.relative is not None:
             for operand in self.operands:
                 if isinstance(operand, Memory):
-                    operand._offset = const(self.relative + rip + self.at & (1 << self.asize) - 1, 64)
+                    operand.move(self.relative + self.rip + self.at & (1 << self.asize) - 1)
 
     def take(self, size: int) -> int:
         self.at += size

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import pack, unpack
+from typing import Any
 
+from tests.hardware.case import CODE, DATA, FS_BASE, GPR_NAMES, GS_BASE, PAGE, WINDOW, WINDOW_SIZE, Case, Mode, Outcome
+from tests.hardware.oracle import is_repeated
 from xuni.engine.soft.vcpu import SoftVcpu
 from xuni.exits import PortOut, Resume
+from xuni.isa.bits import Bits, const
 from xuni.isa.x86.cpustate import CpuState, Cr0, Segment, TableRegister
 from xuni.isa.x86.state import Cr4, Efer, Eflags
 from xuni.memory.guest import GuestMemory
-
-from ..hardware.case import CODE, DATA, FS_BASE, GPR_NAMES, GS_BASE, PAGE, WINDOW, WINDOW_SIZE, Case, Mode, Outcome
-from ..hardware.oracle import is_repeated
 
 KERNEL = 0xFFFF_8000_0000_0000
 """Where the first 2 MiB of guest memory are mapped, for the supervisor only."""
@@ -82,7 +83,8 @@ class SoftTarget:
         vcpu, s = self.vcpu, self.vcpu.state
         self.memory.write(CODE_FRAME, (case.code + FILLER)[: len(FILLER)])
         self.memory.write(DATA_FRAME, bytes(PAGE - WINDOW_SIZE) + case.memory)
-        gpr, rip, flags = dict(zip(GPR_NAMES, case.gpr, strict=True)), case.mode.rip, case.rflags
+        gpr: dict[str, Any] = dict(zip(GPR_NAMES, case.gpr, strict=True))
+        rip, flags = case.mode.rip, case.rflags
         data = data_segment(case.mode)
         fs = Segment(0, FS_BASE, 0xFFFF_FFFF, type=3, dpl=3, db=1, g=1)
         gs = Segment(0, GS_BASE, 0xFFFF_FFFF, type=3, dpl=3, db=1, g=1)
@@ -123,7 +125,5 @@ class SoftTarget:
         return leave.port
 
 
-def _lanes(data: bytes) -> object:
-    from xuni.isa.bits import const
-
+def _lanes(data: bytes) -> Bits:
     return const(int.from_bytes(data, "little"), 128).as_lanes(64)

@@ -7,12 +7,11 @@ from random import Random
 
 import pytest
 
+from tests.isa.plain import Memory, PlainCpu, Register, Value, run
 from xuni.isa.bits import u32, u64
 from xuni.isa.x86.bit import deposit, extract
 from xuni.isa.x86.misc import crc32c
 from xuni.isa.x86.state import Eflags, Gpr, Seg
-
-from .plain import Memory, PlainCpu, Register, Value, run
 
 CF, ZF, OF = Eflags.CF, Eflags.ZF, Eflags.OF
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.isa.plain import Memory, PlainCpu, Register, Value, run
 from xuni.isa.bits import signed
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.state import Eflags, Gpr, Seg
-
-from .plain import Memory, PlainCpu, Register, Value, run
 
 EDGES = {w: sorted({0, 1, 2, 15, 16, (1 << w - 1) - 1, 1 << w - 1, (1 << w) - 1, 0x1234_5678_9ABC_DEF0 & (1 << w) - 1})
          for w in (8, 16, 32, 64)}  # fmt: skip

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.isa.plain import PlainCpu, Register, Value, run
 from xuni.isa.x86.state import Eflags
-
-from .plain import PlainCpu, Register, Value, run
 
 VALUES = {w: [0, 1, 1 << w - 1, (1 << w) - 1, 0x9C3A_55E1_0F78_B6D2 % (1 << w), 0x5A5A_A5A5_1234_8001 % (1 << w)]
           for w in (8, 16, 32, 64)}  # fmt: skip
