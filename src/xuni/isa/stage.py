@@ -27,7 +27,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ClassVar, ParamSpec, TypeVar, cast
 
 from xuni.isa.bits import INTS, Bits, const
 from xuni.isa.llvm import Function, Llvm, type_of
@@ -215,6 +215,9 @@ def _later(value: Any) -> bool:
 
 class Stage:
     """Compiles one LLVM function by interpreting syntax trees."""
+
+    host_features: ClassVar[frozenset[str]] = frozenset()
+    """What the host's processor has beyond x86-64-v2, in LLVM's names; whoever runs the code here sets it."""
 
     def __init__(self, function: Function, cpu: Any = None, on_native: Callable[[Native], None] | None = None) -> None:
         self.code = function

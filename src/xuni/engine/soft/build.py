@@ -90,6 +90,12 @@ def _target() -> Any:
     return _machine
 
 
+def _host_features() -> frozenset[str]:
+    import llvmlite.binding as llvm
+
+    return frozenset(name for name, there in llvm.get_host_cpu_features().items() if there)
+
+
 def compile_ir(text: str) -> bytes:
     """An object file for a module; a module that has been compiled before is read back."""
     name = hashlib.sha256(f"{importlib.metadata.version('llvmlite')}{_cpu_name()}{_OPTIMIZE}{text}".encode()).hexdigest()
@@ -139,7 +145,9 @@ def module_text(bodies: list[str], declarations: set[str], defined: set[str]) ->
 def _compile_chunk(first: int, count: int) -> tuple[int, Any, bytes]:
     """Generate and compile the handlers of some encodings."""
     from xuni.engine.soft import program
+    from xuni.isa.stage import Stage
 
+    Stage.host_features = _host_features()
     encodings = program.everything()[first : first + count]
     generated = program.generate(first, encodings)
     bodies, declarations = [], set()
