@@ -13,9 +13,9 @@ from typing import Any
 
 from tests.hardware.case import CODE, DATA, FS_BASE, GPR_NAMES, GS_BASE, PAGE, WINDOW, WINDOW_SIZE, Case, Mode, Outcome
 from tests.hardware.oracle import is_repeated
+from tests.isa_fp import image
 from xuni.engine.soft.vcpu import SoftVcpu
 from xuni.exits import PortOut, Resume
-from xuni.isa.bits import Bits, const
 from xuni.isa.x86.cpustate import CpuState, Cr0, Segment, TableRegister
 from xuni.isa.x86.state import Cr4, Efer, Eflags
 from xuni.memory.guest import GuestMemory
@@ -88,9 +88,7 @@ class SoftTarget:
         data = data_segment(case.mode)
         fs = Segment(0, FS_BASE, 0xFFFF_FFFF, type=3, dpl=3, db=1, g=1)
         gs = Segment(0, GS_BASE, 0xFFFF_FFFF, type=3, dpl=3, db=1, g=1)
-        s.mxcsr = int.from_bytes(case.fxsave[24:28], "little")
-        for n in range(16):
-            s.xmm[n] = _lanes(case.fxsave[160 + 16 * n : 176 + 16 * n])
+        image.load(s, case.fxsave)
         for _ in range(ITERATIONS):
             rflags = flags & ~Eflags.RF | Eflags.FIXED | Eflags.IF | (Eflags.TF if self.step else 0)
             vcpu.start(CpuState(
@@ -112,10 +110,9 @@ class SoftTarget:
             if not iterating:
                 break
         done = vector == DEBUG if self.step else vector == INVALID_OPCODE and rip == case.mode.rip + len(case.code)
-        xmm = b"".join(s.xmm[n].as_lanes(128).raw.to_bytes(16, "little") for n in range(16))
-        fxsave = case.fxsave[:24] + int(s.mxcsr).to_bytes(4, "little") + case.fxsave[28:160] + xmm + case.fxsave[416:]
         return Outcome(
-            tuple(gpr.values()), rip, flags, fxsave, self.memory.read(DATA_FRAME + WINDOW - DATA, WINDOW_SIZE),
+            tuple(gpr.values()), rip, flags, image.store(s, case.fxsave),
+            self.memory.read(DATA_FRAME + WINDOW - DATA, WINDOW_SIZE),
             None if done else vector, error, int(s.cr2),
         )  # fmt: skip
 
@@ -123,7 +120,3 @@ class SoftTarget:
         leave = self.vcpu.run(Resume())
         assert isinstance(leave, PortOut), f"{case.name}: {leave}"
         return leave.port
-
-
-def _lanes(data: bytes) -> Bits:
-    return const(int.from_bytes(data, "little"), 128).as_lanes(64)

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from struct import Struct
 
 from iced_x86 import Decoder, Instruction, OpKind, Register
 
 from tests.hardware.case import DATA, PAGE, WINDOW, WINDOW_SIZE, Case, Outcome
 from tests.hardware.forms import from_encoding
 from tests.hardware.generate import GPR_OF
-from xuni.isa.bits import INTS, Bits, const, vector
+from xuni.isa.bits import Bits, const, vector
 from xuni.isa.struct import Place, PlainPlace
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.encodings import Encoding, all_encodings
 from xuni.isa.x86.exceptions import HAS_ERROR_CODE, GuestFault, Vector
+from xuni.isa.x86.flags import unpack
 from xuni.isa.x86.instruction import Definition
 from xuni.isa.x86.state import Cr0, Cr4, State
 
-FXSAVE = Struct("<HHBxHQQII")
-MXCSR_MASK = 0xFFFF
+from . import image
+
 PREFIXES = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3)
 WIDTHS = {"b": 8, "w": 16, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80, "bs": 8, "bu": 8}
 SEGMENT_BASES = {Register.FS: 0x0FFF_0000, Register.GS: 0x1000_F800}
@@ -328,27 +328,7 @@ def load_state(state: State, case: Case) -> None:
     """The state before a case."""
     for i, value in enumerate(case.gpr):
         state.gpr[i] = value
-    control, status, tags, opcode, ip, dp, mxcsr, _ = FXSAVE.unpack_from(case.fxsave)
-    state.fpu_control, state.fpu_status, state.fpu_opcode = control, status, opcode
-    state.fpu_ip, state.fpu_dp, state.mxcsr = ip, dp, mxcsr
-    top = status >> 11 & 7
-    tag_word = 0
-    for i in range(8):
-        raw = case.fxsave[32 + 16 * i : 48 + 16 * i]
-        low, high = int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:10], "little")
-        physical = (top + i) % 8
-        state.st[physical] = Bits(INTS, 64, (low, high), 2)
-        if not tags >> physical & 1:
-            tag = 3
-        elif high & 0x7FFF == 0x7FFF or (high & 0x7FFF and not low >> 63) or (high & 0x7FFF == 0 and low):
-            tag = 2
-        else:
-            tag = 1 if low == 0 and high & 0x7FFF == 0 else 0
-        tag_word |= tag << 2 * physical
-    state.fpu_tag = tag_word
-    for i in range(16):
-        raw = case.fxsave[160 + 16 * i : 176 + 16 * i]
-        state.xmm[i] = Bits(INTS, 64, (int.from_bytes(raw[:8], "little"), int.from_bytes(raw[8:], "little")), 2)
+    image.load(state, case.fxsave)
     state.cr0 = Cr0.PE | Cr0.PG | Cr0.NE | Cr0.ET | Cr0.MP
     state.cr4 = Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT | Cr4.OSXSAVE
     state.xcr0 = 7
@@ -358,22 +338,9 @@ def load_state(state: State, case: Case) -> None:
 
 def outcome(state: State, case: Case, memory: bytes, vector_number: int | None, rip: int) -> Outcome:
     """The state after a case."""
-    image = bytearray(case.fxsave)
-    status, tag_word = int(state.fpu_status), int(state.fpu_tag)
-    top = status >> 11 & 7
-    tags = sum(1 << i for i in range(8) if tag_word >> 2 * i & 3 != 3)
-    FXSAVE.pack_into(image, 0, int(state.fpu_control), status, tags, 0, 0, 0, int(state.mxcsr), MXCSR_MASK)
-    for i in range(8):
-        low, high = state.st[(top + i) % 8].raw
-        image[32 + 16 * i : 42 + 16 * i] = low.to_bytes(8, "little") + (high & 0xFFFF).to_bytes(2, "little")
-    for i in range(16):
-        low, high = state.xmm[i].raw
-        image[160 + 16 * i : 176 + 16 * i] = low.to_bytes(8, "little") + high.to_bytes(8, "little")
-    from xuni.isa.x86.flags import unpack
-
     flags = unpack(int(state.flag_kind), int(state.flag_a), int(state.flag_b)) | case.rflags & ~0x8D5
     error = int(state.fault_error) if vector_number in HAS_ERROR_CODE else 0
     return Outcome(
-        tuple(int(state.gpr[i]) for i in range(16)), rip, flags | 2, bytes(image), memory,
+        tuple(int(state.gpr[i]) for i in range(16)), rip, flags | 2, image.store(state, case.fxsave), memory,
         vector_number, error, int(state.fault_address),
     )  # fmt: skip
