@@ -193,6 +193,9 @@ class SoftCpu(Cpu):
                 room = u64(0)
         return host, room
 
+    def probe_write(self, segment: int | Bits, offset: Bits, size: int) -> None:
+        memory.probe_write(self, self.linear(segment, offset, size, True), u64(size))
+
     # -- the stack -----------------------------------------------------------------------------------------------------
     @property
     def _stack_mask(self) -> Bits:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import OFFSET, check_canonical, current_access, enter_tlb, forget_writable, slot_of
+from xuni.engine.soft.memory import OFFSET, check_canonical, current_access, enter_tlb, forget_writable, may_be_direct, slot_of
 from xuni.engine.soft.records import (
     FETCH_BYTES,
     HASH_BITS,
@@ -453,7 +453,7 @@ def fetch_page(cpu: SoftCpu, linear: U64) -> tuple[U64, U64]:
         s.exit_address = physical
         raise Leave()
     record = cpu.struct(SlotRecord, slot)
-    if e.read != (linear & ~OFFSET):
+    if (e.read != (linear & ~OFFSET)) & may_be_direct(cpu):
         enter_tlb(cpu, linear, physical, rights, u64(Access.FETCH))
     number = record.frame + ((physical - record.start) >> 12)
     return record.host + ((physical & ~OFFSET) - record.start), cpu.arena.frames + number * Frame.SIZE

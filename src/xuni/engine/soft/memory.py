@@ -231,15 +231,21 @@ def check_canonical(cpu: SoftCpu, address: U64) -> None:
             raise GuestFault(cpu, Vector.GP, 0)
 
 
+@staged
+def may_be_direct(cpu: SoftCpu) -> Bits:
+    """Whether accesses may go past `watch_data` and `check_alignment`."""
+    s = cpu.s
+    aligned = s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES
+    return ((s.dr[7] & 0xFF) == 0) & ~aligned
+
+
 @native
 def fill(cpu: SoftCpu, linear: U64, size: U64, access: U64) -> U1:
     """Make an inline access at `linear` hit from now on. 1: this access must go out of line. May raise #PF, #GP, #SS."""
     s = cpu.s
     if (linear & OFFSET) + size > PAGE:
         return u1(1)
-    if (s.dr[7] & 0xFF) != 0:
-        return u1(1)
-    if s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES:
+    if ~may_be_direct(cpu):
         return u1(1)
     check_canonical(cpu, linear)
     physical, rights = walk(cpu, linear, access | current_access(cpu))
@@ -427,11 +433,9 @@ def window(cpu: SoftCpu, linear: U64, write: U64) -> tuple[U64, U64]:
     page = linear & ~OFFSET
     if select(write != 0, e.write, e.read) == page:
         return e.host + (linear & OFFSET), room
-    if s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES:
-        return u64(0), u64(0)
-    if (s.dr[7] & 0xFF) != 0:
-        return u64(0), u64(0)
     physical, rights = walk(cpu, linear, access)
+    if ~may_be_direct(cpu):
+        return u64(0), u64(0)
     if enter_tlb(cpu, linear, physical, rights, access):
         return u64(0), u64(0)
     return e.host + (linear & OFFSET), room

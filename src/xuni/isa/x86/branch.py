@@ -32,7 +32,9 @@ for _cc in range(16):
 
 @instruction("JMP", "FF /4 f64 Ev", ends=True)
 def jmp_indirect(cpu: Cpu, target: Operand) -> None:
-    cpu.jump(target.read().zext(64))
+    to = target.read().zext(64)
+    cpu.check_target(to)
+    cpu.jump(to)
 
 
 @instruction("CALL", "E8 f64 Jz", ends=True)

@@ -115,6 +115,11 @@ class Cpu:
         """
         raise NotImplementedError
 
+    def probe_write(self, segment: int | Bits, offset: Bits, size: int) -> None:
+        """Fault now if a write of `size` bytes would."""
+        self.window(segment, offset, True)
+        self.window(segment, offset + (size - 1), True)
+
     def at(self, pointer: Bits) -> Place:
         """Host memory behind a pointer that `window` gave."""
         raise NotImplementedError

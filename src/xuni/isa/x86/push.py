@@ -169,7 +169,7 @@ def enter(cpu: Cpu, how: Operand) -> None:
         top = (top - size) & m
         cpu.store(Seg.SS, top, (kept | frame).trunc(cpu.osize))
     end = (top - room.zext(64)) & m
-    cpu.window(Seg.SS, end, True)  # faults as a write at the new top of the stack would
+    cpu.probe_write(Seg.SS, end, size)  # faults as a write at the new top of the stack would
     cpu.set_reg(Gpr.RBP, (kept | frame).trunc(cpu.osize))
     set_stack_register(cpu, Gpr.RSP, end)
 

@@ -90,8 +90,7 @@ for _row in _CONSTANTS:
 
 def probe(cpu: Cpu, memory: Operand, size: int) -> None:
     """Fault before the first byte is written if a byte of `size` cannot be."""
-    cpu.window(memory.segment, memory.offset, True)
-    cpu.window(memory.segment, memory.offset + (size - 1), True)
+    cpu.probe_write(memory.segment, memory.offset, size)
 
 
 # -- stores ------------------------------------------------------------------------------------------------------------
