@@ -278,8 +278,8 @@ class ExtendedMemory(Memory):
     def write(self, value: Bits) -> None:
         address = self.address(True)
         _probe_if_split(self.cpu, address, self.size)
-        self.cpu.store_current(address + 8, value.lane(1).trunc(16))
         self.cpu.store_current(address, value.lane(0))
+        self.cpu.store_current(address + 8, value.lane(1).trunc(16))
 
 
 @staged
