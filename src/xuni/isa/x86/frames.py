@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xuni.isa.x86.cpu import Cpu
 
 EFLAGS_KNOWN: Final = 0x3F7FD7  # every flag there is, and bit 1
+NO_TRAP: Final = 1 << 63  # in `State.pending_debug`: the instruction that ends now makes no single-step trap
 TSS32: Final = 8  # the bit of a TSS or gate type that tells 32-bit (or 64-bit) from 16-bit
 
 
@@ -33,6 +34,14 @@ def set_eflags(cpu: Cpu, value: Bits) -> None:
     """Load all of EFLAGS; reserved bits are set as they must be."""
     cpu.flags.set_all(value)
     cpu.s.eflags = (value & (EFLAGS_KNOWN & ~ARITHMETIC)) | Eflags.FIXED
+
+
+@staged
+def cancel_trap(cpu: Cpu) -> None:
+    """Software interrupts and fast system calls clear TF, and the trap after them with it."""
+    s = cpu.s
+    if (s.eflags & Eflags.TF) != 0:
+        s.pending_debug = s.pending_debug | NO_TRAP
 
 
 @staged

@@ -14,6 +14,7 @@ from xuni.isa.stage import native, staged
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.frames import (
     arrive,
+    cancel_trap,
     eflags_image,
     push_long,
     push_onto,
@@ -305,6 +306,8 @@ def deliver_at(cpu: Cpu, vector: U64, source: U64, error: U64, has_error: U64, r
     """Deliver an event that returns to `rip`."""
     s = cpu.s
     s.delivering = select(source == Source.EXCEPTION, vector + 1, u64(0))
+    if source >= Source.SOFTWARE:
+        cancel_trap(cpu)
     if (s.cr0 & Cr0.PE) == 0:
         _deliver_real(cpu, vector, source, rip)
     elif is_ia32e(cpu):
@@ -373,6 +376,7 @@ def software_interrupt(cpu: Cpu, vector: U64, rip: U64) -> None:
         iopl3 = (s.eflags & Eflags.IOPL) == Eflags.IOPL
         if (s.cr4 & Cr4.VME) != 0:
             if redirected(cpu, vector) != 0:
+                cancel_trap(cpu)
                 _interrupt_8086(cpu, vector, rip, iopl3.zext(64))
                 return
         if ~iopl3:

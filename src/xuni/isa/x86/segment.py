@@ -21,6 +21,7 @@ VIRTUAL_8086: Final = 0xF3  # the same with DPL 3 (20.1.1)
 EXECUTABLE: Final = 8  # type bits of code and data segments
 CONFORMING: Final = 4
 WRITABLE: Final = 2
+STACK_SHADOW: Final = 2  # `interrupt_shadow` after MOV SS or POP SS: debug traps wait too, which STI (1) does not ask
 
 
 # -- modes -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from xuni.isa.x86.instruction import Operand, instruction
 from xuni.isa.x86.segment import (
     CONFORMING,
     EXECUTABLE,
+    STACK_SHADOW,
     WRITABLE,
     attributes,
     base_of,
@@ -43,7 +44,6 @@ _LSL: Final = sum(1 << t for t in (1, 2, 3, 9, 11))
 _LSL_IA32E: Final = sum(1 << t for t in (2, 9, 11))
 LDT: Final = 2  # type of an LDT descriptor
 TSS_BUSY: Final = 2  # bit of a TSS descriptor's type
-SHADOW_STACK_LOAD: Final = 1  # MOV SS and POP SS: no interrupt or debug trap until the next instruction ends
 
 
 # -- MOV, PUSH, POP, LDS ... -------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def load_segment_register(cpu: Cpu, segment: U64, selector: U64) -> None:
     """What every instruction that loads ES, SS, DS, FS or GS does last."""
     load_segment(cpu, segment.trunc(8), selector)
     if segment == Seg.SS:
-        cpu.s.interrupt_shadow = SHADOW_STACK_LOAD
+        cpu.s.interrupt_shadow = STACK_SHADOW
         cpu.mode_changed()  # the width of the stack pointer
 
 

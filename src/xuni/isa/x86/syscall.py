@@ -11,7 +11,7 @@ from xuni.isa.bits import U64, Bits, select, u64
 from xuni.isa.stage import native, staged
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
-from xuni.isa.x86.frames import arrive, eflags_image, set_eflags, set_rsp
+from xuni.isa.x86.frames import arrive, cancel_trap, eflags_image, set_eflags, set_rsp
 from xuni.isa.x86.instruction import instruction
 from xuni.isa.x86.segment import is_canonical, is_ia32e, require_cpl0, set_segment
 from xuni.isa.x86.state import Attr, Cr0, Efer, Eflags, Gpr, Seg
@@ -39,6 +39,8 @@ def system_call(cpu: Cpu, next_rip: U64) -> None:
     if (s.efer & Efer.SCE) == 0:
         raise GuestFault(cpu, Vector.UD)
     flags = eflags_image(cpu) & ~u64(Eflags.RF)
+    if (s.sfmask & Eflags.TF) != 0:
+        cancel_trap(cpu)
     s.gpr[Gpr.RCX] = next_rip
     s.gpr[Gpr.R11] = flags
     selector = s.star >> 32 & 0xFFFC

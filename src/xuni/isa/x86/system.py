@@ -54,6 +54,26 @@ def hlt(cpu: Cpu) -> None:
     cpu.halt()
 
 
+# -- SMAP --------------------------------------------------------------------------------------------------------------
+@instruction("CLAC", "NP 0F 01 CA", feature="smap", ends=True)
+def clac(cpu: Cpu) -> None:
+    _set_ac(cpu, 0)
+
+
+@instruction("STAC", "NP 0F 01 CB", feature="smap", ends=True)
+def stac(cpu: Cpu) -> None:
+    _set_ac(cpu, int(Eflags.AC))
+
+
+@staged
+def _set_ac(cpu: Cpu, value: int) -> None:
+    """EFLAGS.AC by CLAC and STAC; #UD outside CPL 0."""
+    if cpu.s.cpl != 0:
+        raise GuestFault(cpu, Vector.UD)
+    cpu.s.eflags = (cpu.s.eflags & ~int(Eflags.AC)) | value
+    cpu.mode_changed()
+
+
 # -- translations and caches -------------------------------------------------------------------------------------------
 @instruction("INVLPG", "0F 01 /7 M", ends=True, cold=True)
 def invlpg(cpu: Cpu, place: Operand) -> None:

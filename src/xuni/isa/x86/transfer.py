@@ -42,7 +42,6 @@ from xuni.isa.x86.segment import (
     peek,
     selector_fault,
     selector_gp,
-    set_null,
     set_real,
     set_segment,
     stack_descriptor,
@@ -300,7 +299,8 @@ def drop_inner_segments(cpu: Cpu) -> None:
         attr = s.seg_attr[segment].zext(64)
         conforming = (attr & (EXECUTABLE | CONFORMING)) == EXECUTABLE | CONFORMING
         if ((attr & UNUSABLE) == 0) & (dpl_of(attr) < s.cpl) & ~conforming:
-            set_null(cpu, segment, u64(0))
+            s.seg_selector[segment] = 0
+            s.seg_attr[segment] = UNUSABLE  # the base stays: in 64-bit mode FS and GS go on using it
 
 
 @staged
