@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from xuni.cli.launch import _workers_end_with_us
 
 def work(seconds):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     time.sleep(seconds)
 
 if __name__ == "__main__":
@@ -39,14 +39,18 @@ def alive(process: int) -> bool:
 def test_workers_end_with_the_command(number: signal.Signals, whole_group: bool) -> None:
     with subprocess.Popen([sys.executable, "-c", COMPILES], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           start_new_session=True) as process:
-        assert process.stdout is not None
-        workers = [int(process.stdout.readline()) for _ in range(2)]
-        assert all(map(alive, workers))
-        if whole_group:  # as the terminal does
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
-        assert process.wait(60) != 0
+        try:
+            assert process.stdout is not None
+            workers = [int(process.stdout.readline()) for _ in range(2)]
+            assert all(map(alive, workers))
+            if whole_group:  # as the terminal does
+                os.killpg(process.pid, number)
+            else:
+                process.send_signal(number)
+            assert process.wait(60) == 128 + number
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     until = time.monotonic() + 60
     while any(map(alive, workers)):
         assert time.monotonic() < until, "a worker goes on alone"

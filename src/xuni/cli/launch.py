@@ -132,17 +132,21 @@ def _engine(made: list[SoftVcpu]) -> Engine:
 
 @contextmanager
 def _workers_end_with_us() -> Iterator[None]:
-    """Processes that compile for us end when we are told to end; they say nothing then."""
+    """Processes that compile for us end when we are told to end, and quietly.
+
+    We end at once then, without unwinding: a pool whose workers are gone may wait for them forever, and there is
+    nothing to put back yet, neither a terminal nor a file.
+    """
     us = os.getpid()
 
     def on_signal(number: int, at: FrameType | None) -> None:
-        if os.getpid() != us:
-            os._exit(128 + number)  # a worker: it was forked with this handler
-        from multiprocessing import active_children  # here, since a start that compiles nothing has not imported it
+        if os.getpid() == us:
+            from multiprocessing import active_children  # here: a start that compiles nothing has not imported it
 
-        for worker in active_children():
-            worker.kill()
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+            for worker in active_children():
+                worker.kill()
+            os.write(STDERR, b"\nxuni: interrupted\n")
+        os._exit(128 + number)  # in a worker too: it was forked with this handler
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
