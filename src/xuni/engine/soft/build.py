@@ -321,7 +321,7 @@ def load(progress: Callable[[int, int], None] = lambda done, total: None) -> Ima
 
 def _prune(directory: Path) -> None:
     """Remove what former versions left."""
-    for old in sorted(directory.glob("*.engine"), key=lambda p: p.stat().st_mtime)[:-4]:
+    for old in sorted(directory.glob("*.engine"), key=lambda p: p.stat().st_mtime)[:-40]:
         old.unlink(missing_ok=True)
     limit = time.time() - _KEEP_DAYS * 86400
     for module in (directory / "objects").glob("*"):

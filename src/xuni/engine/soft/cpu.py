@@ -16,7 +16,6 @@ from xuni.isa.struct import Place, Struct
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.features import BY_NAME
-from xuni.isa.x86.instruction import Operand
 from xuni.isa.x86.segment import segment_address
 from xuni.isa.x86.state import Attr, ExitKind, Gpr, Seg, Slot, State
 
@@ -155,12 +154,6 @@ class SoftCpu(Cpu):
         return load(self, address, width * lanes // 8).trunc(width * lanes).as_lanes(width)
 
     updating = False  # the instruction writes back what it reads (LOCK is allowed)
-
-    def memory(self, segment: int | Bits, offset: Bits, width: int) -> Operand:
-        from xuni.engine.soft.operands import Addressed
-
-        number = const(segment, 8) if isinstance(segment, int) else segment
-        return Addressed(self, number, offset, width, self.updating)
 
     def load_linear(self, address: Bits, width: int, system: bool = True) -> Bits:
         if not system:

@@ -43,6 +43,9 @@ class Base:
     def offset(self) -> Bits:
         raise AssertionError("not a memory operand")
 
+    def displaced(self, by: Bits) -> Operand:
+        raise AssertionError("not a memory operand")
+
     @property
     def segment(self) -> Bits:
         raise AssertionError("not a memory operand")
@@ -200,9 +203,17 @@ class Memory(Base):
         if self.form == Form.INDEXED:
             return address
         relative = (op.aux & Aux.RIP_RELATIVE) != 0
-        address = address + select(relative, op.offset.zext(64) + op.length.zext(64), u64(0))
-        asize = op.aux & Aux.ASIZE
+        return self._wrapped(address + select(relative, op.offset.zext(64) + op.length.zext(64), u64(0)))
+
+    def _wrapped(self, address: Bits) -> Bits:
+        """Cut to the address size."""
+        if self.form != Form.GENERAL:
+            return address
+        asize = self.cpu.op.aux & Aux.ASIZE
         return address & select(asize == 2, u64(-1), select(asize == 1, u64(0xFFFFFFFF), u64(0xFFFF)))
+
+    def displaced(self, by: Bits) -> Operand:
+        return Displaced(self, by, self.cpu.updating)
 
     @property
     def segment(self) -> Bits:
@@ -306,21 +317,21 @@ class Absolute(Memory):
         return self._linear
 
 
-class Addressed(Memory):
-    """Memory at an address that the instruction computed (bit strings)."""
+class Displaced(Memory):
+    """Memory some bytes away from another operand (bit strings)."""
 
-    def __init__(self, cpu: SoftCpu, segment: Bits, offset: Bits, width: int, update: bool) -> None:
-        super().__init__(cpu, width, 1, Form.GENERAL, update=update)
-        self._segment = segment
-        self._offset = offset
+    def __init__(self, base: Memory, by: Bits, update: bool) -> None:
+        super().__init__(base.cpu, base.width, base.lanes, base.form, update=update)
+        self.base = base
+        self.by = by
 
     @property
     def offset(self) -> Bits:
-        return self._offset
+        return self._wrapped(self.base.offset + self.by)
 
     @property
     def segment(self) -> Bits:
-        return self._segment
+        return self.base.segment
 
 
 class Indexed(Memory):

@@ -14,7 +14,9 @@ from xuni.engine.soft.records import Arena, Mode, Op
 from xuni.isa.bits import U64, Bits, const, select, u64
 from xuni.isa.stage import native, staged, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector
+from xuni.isa.x86.frames import NO_TRAP
 from xuni.isa.x86.interrupt import Source, deliver, handle_fault
+from xuni.isa.x86.segment import STACK_SHADOW
 from xuni.isa.x86.state import Eflags, ExitKind, Seg
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def deliver_debug(cpu: SoftCpu) -> None:
     s = cpu.s
     s.dr[6] = (s.dr[6] & ~u64(0xE00F)) | s.pending_debug
     s.pending_debug = 0
+    s.halted = 0
     deliver(cpu, u64(int(Vector.DB)), u64(int(Source.EXCEPTION)), u64(0), u64(0))
 
 
@@ -104,6 +107,8 @@ def empty_arena(cpu: SoftCpu) -> None:
 def faulted(cpu: SoftCpu, code: U64) -> U64:
     """Deal with what unwound to the loop; 1 if the loop must return to the machine."""
     s = cpu.s
+    s.budget = s.budget - 1  # a guest that only faults must not keep the loop to itself
+    s.retired_target = s.retired_target - 1
     if (code == 1) & (s.delivering == 0):
         s.first_vector = s.fault_vector
         s.first_error = s.fault_error
@@ -146,7 +151,7 @@ def events(cpu: SoftCpu) -> U64:
     s = cpu.s
     if s.inject != 0:
         return delivered(cpu, cpu.attempt(inject))
-    if unlikely(s.pending_debug != 0) & (s.replay_count == 0):
+    if unlikely(s.pending_debug != 0) & (s.replay_count == 0) & (s.interrupt_shadow != STACK_SHADOW):
         return delivered(cpu, cpu.attempt(deliver_debug))
     if s.interrupt_shadow == 0:
         if (s.nmi_pending != 0) & (s.nmi_blocked == 0) & (s.replay_count == 0):
@@ -218,7 +223,8 @@ def turn_carefully(cpu: SoftCpu) -> U64:
     if shadow != 0:
         s.interrupt_shadow = 0
     if (flags & Eflags.TF) != 0:
-        s.pending_debug = s.pending_debug | DR6_BS
+        held = ((s.pending_debug & NO_TRAP) != 0) | (s.interrupt_shadow == STACK_SHADOW)
+        s.pending_debug = select(held, s.pending_debug & ~u64(NO_TRAP), s.pending_debug | DR6_BS)
     if s.steps != 0:
         s.steps = s.steps - 1
         if s.steps == 0:
