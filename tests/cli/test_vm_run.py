@@ -84,6 +84,12 @@ def test_the_time_limit(scripted: Xuni) -> None:
     assert done.stderr == b"xuni: the guest was still running after 0.2 s\n"
 
 
+def test_events_go_to_standard_error(scripted: Xuni) -> None:
+    done = scripted("debug_exit", *KERNEL, "--trace", "vcpu_*", stdin=None)
+    lines = done.stderr.decode().splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines] == ["vcpu_exit cpu=0 exit=PortOut(port=244, size=4, data=16)"]
+
+
 def test_a_bug_of_ours_is_said_in_one_line(scripted: Xuni) -> None:
     done = scripted("crash", *KERNEL, stdin=None)
     assert done.returncode == 70
@@ -135,6 +141,7 @@ def test_a_reader_that_goes_away_ends_it(environment: Mapping[str, str]) -> None
     (["--serial", "file:/nonexistent/x", "--", "true"], "--serial file:/nonexistent/x: No such file or directory"),
     (["--timeout", "-1"], "not a positive number of seconds"),
     (["--cpus", "0"], "0 is not in the range"),
+    (["--trace", "nosuch", "--", "true"], "--trace: no probe matches 'nosuch'; there are vcpu_exit, vcpu_reply"),
     (["--memory", "900000T", "--", "true"], "--memory"),
 ])
 def test_bad_input_is_refused_with_its_name(scripted: Xuni, arguments: list[str], message: str) -> None:

@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+from xuni import trace
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
 from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
 from xuni.cli.attend import Attendant, Input, Stuck
@@ -88,6 +89,21 @@ def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None) -> int:
                 print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
                 os._exit(128 + (attendant.signal or signal.SIGINT))
             return _conclude(stopped, attendant, ends, plan)
+
+
+@contextmanager
+def tracing(patterns: Sequence[str]) -> Iterator[None]:
+    """Events of the probes that match go to standard error, with seconds since now."""
+    start = time.monotonic_ns()
+
+    def show(event: trace.Event) -> None:
+        print(f"{(event.nanoseconds - start) / 1e9:12.6f} {event}", file=sys.stderr)
+
+    try:
+        with trace.listen(patterns, show):
+            yield
+    except trace.NoSuchProbe as error:
+        raise Refusal(f"--trace: {error}") from error
 
 
 def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:

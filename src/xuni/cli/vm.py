@@ -48,10 +48,12 @@ def vm() -> None:
 @click.option("--engine", type=click.Choice(["auto", "soft", "kvm"]), default="auto", show_default=True,
               help="Who executes the guest; `xuni doctor` says what auto takes.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the boot messages of a guest that runs a command, on stderr.")
+@click.option("--trace", metavar="PATTERN", multiple=True,
+              help="Write the events of these probes to stderr: 'vcpu_*', '*'.")
 @click.pass_context
 def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: Path | None, initrd: tuple[Path, ...],
         append: str | None, memory: int, cpus: int, serial: Serial | None, timeout: float | None, engine: str,
-        verbose: bool) -> None:
+        verbose: bool, trace: tuple[str, ...]) -> None:
     """Boot a guest by name (debian if none is given; see `xuni guest ls`), or a kernel of your own.
 
     On a terminal the guest's console is yours: Ctrl-A x leaves, Ctrl-A h helps, Ctrl-C goes to the guest. Without a
@@ -88,4 +90,6 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
         raise Refusal("a named guest has its own initrd; --initrd goes with --kernel or --multiboot")
     else:
         chosen = plan.named(guest or "debian", command, append, serial, verbose)
-    ctx.exit(launch.launch(chosen, memory=memory, cpus=cpus, timeout=timeout))
+    with launch.tracing(trace):
+        status = launch.launch(chosen, memory=memory, cpus=cpus, timeout=timeout)
+    ctx.exit(status)

@@ -25,9 +25,13 @@ from xuni.exits import (
 )
 from xuni.machine.processor import RESUME, Processor
 from xuni.machine.stopped import EngineFailed, Halted, Stopped, TripleFault
+from xuni.trace import Probe
 
 if TYPE_CHECKING:
     from xuni.machine.machine import Machine
+
+vcpu_exit = Probe("vcpu_exit", "cpu", "exit")
+vcpu_reply = Probe("vcpu_reply", "cpu", "reply")
 
 PAGE_OFFSET, PAGE_BASE = 0xFFF, ~0xFFF
 
@@ -46,6 +50,8 @@ def run(processor: Processor, machine: Machine) -> Stopped:
         if machine.stopped is not None:
             return machine.stopped
         event = vcpu.run(processor.reply)
+        if vcpu_exit.on:
+            vcpu_exit(processor.index, event)
         with lock:
             processor.reply = RESUME
             match event:
@@ -85,6 +91,8 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                     machine.stop(EngineFailed(reason))
                 case unexpected:
                     assert_never(unexpected)
+            if vcpu_reply.on and processor.reply is not RESUME:
+                vcpu_reply(processor.index, processor.reply)
             processor.halted_with_interrupt = False
             if now() >= timers.deadline:
                 timers.run_due()
