@@ -124,9 +124,6 @@ class PlainCpu(Cpu):
         self.check(address, whole.width // 8, True)
         self.poke(address, int(whole).to_bytes(whole.width // 8, "little"))
 
-    def memory(self, segment: int | Bits, offset: Bits, width: int) -> Operand:
-        return Memory(self, width, segment, offset)
-
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
         address = self.linear(segment, offset, 1, write)
         self.check(address, 1, write)
@@ -225,6 +222,9 @@ class Register:
 
     segment = offset
 
+    def displaced(self, by: Bits) -> Operand:
+        raise AssertionError("not a memory operand")
+
 
 class Value(Register):
     """An immediate."""
@@ -258,6 +258,9 @@ class Memory(Register):
     @property
     def segment(self) -> Bits:
         return self._segment
+
+    def displaced(self, by: Bits) -> Operand:
+        return Memory(self.cpu, self.width, self.segment, (self.offset + by) & self.cpu.address_mask)
 
     def move(self, offset: int) -> None:
         self._offset = const(offset, 64)

@@ -101,6 +101,7 @@ class Llvm:
 
     def __init__(self, function: Function) -> None:
         self.function = function
+        self.limits: dict[str, int] = {}  # the most that some values can be: shift counts that need no check
 
     def lift(self, value: Bits) -> Raw:
         return literal(value.raw, value.width, value.lanes) if value.known else value.raw
@@ -126,6 +127,8 @@ class Llvm:
                 if op == "ashr":
                     return r
                 return f.value(f"select <{lanes} x i1> {inside}, {t} {r}, {t} zeroinitializer")
+            if self.limits.get(b, width) < width:
+                return f.value(f"{op} {t} {a}, {b}")
             inside = f.value(f"icmp ult {t} {b}, {width}")
             if op == "ashr":
                 n = f.value(f"select i1 {inside}, {t} {b}, {t} {width - 1}")
@@ -140,7 +143,10 @@ class Llvm:
         if op in _PAIRED:
             f.declare(f"declare {t} @llvm.{op}.{suffix}({t}, {t})")
             return f.value(f"call {t} @llvm.{op}.{suffix}({t} {a}, {t} {b})")
-        return f.value(f"{op} {t} {a}, {b}")
+        result = f.value(f"{op} {t} {a}, {b}")
+        if op == "and" and b.isdigit():
+            self.limits[result] = int(b)
+        return result
 
     def compare(self, op: str, a: Raw, b: Raw, width: int, lanes: int) -> Raw:
         return self.function.value(f"icmp {op} {type_of(width, lanes)} {a}, {b}")
@@ -158,7 +164,11 @@ class Llvm:
         return f.value(f"call {t} {name}({t} {a}{extra})")
 
     def resize(self, op: str, a: Raw, width: int, to: int, lanes: int) -> Raw:
-        return self.function.value(f"{op} {type_of(width, lanes)} {a} to {type_of(to, lanes)}")
+        result = self.function.value(f"{op} {type_of(width, lanes)} {a} to {type_of(to, lanes)}")
+        limit = self.limits.get(a)
+        if op != "sext" and limit is not None and limit < 1 << to:
+            self.limits[result] = limit
+        return result
 
     def select(self, c: Raw, a: Raw, b: Raw, width: int, lanes: int, one: bool) -> Raw:
         t = type_of(width, lanes)

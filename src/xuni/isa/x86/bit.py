@@ -16,12 +16,11 @@ from xuni.isa.x86.state import Gpr
 _REST = ("of", "sf", "af", "pf")  # ZF is unaffected
 
 
-def _reach(cpu: Cpu, base: Operand, index: Operand) -> Operand:
+def _reach(base: Operand, index: Operand) -> Operand:
     """The word of memory that holds the bit."""
     size = base.width // 8
     word = index.read().sar(size.bit_length() + 2).sext(64)
-    offset = (base.offset + word * size) & cpu.address_mask
-    return cpu.memory(base.segment, offset, base.width)
+    return base.displaced(word * size)
 
 
 def _bit(base: Operand, index: Operand) -> Bits:
@@ -33,13 +32,13 @@ def _bit(base: Operand, index: Operand) -> Bits:
 
 
 def _change_carry(cpu: Cpu, word: Bits, number: Bits) -> None:
-    cpu.flags.change(cf=word.bit(number))
+    cpu.flags.set_carry(word.bit(number))
     cpu.flags.leave_undefined(*_REST)
 
 
 @instruction("BT", "0F A3 /r Ev Gv")
 def bt(cpu: Cpu, base: Operand, index: Operand) -> None:
-    word = _reach(cpu, base, index).read() if base.is_memory else base.read()
+    word = _reach(base, index).read() if base.is_memory else base.read()
     _change_carry(cpu, word, _bit(base, index))
 
 
@@ -50,7 +49,7 @@ def bt_immediate(cpu: Cpu, base: Operand, index: Operand) -> None:
 
 @instruction("BTS", "0F AB /r Ev Gv", lock=True)
 def bts(cpu: Cpu, base: Operand, index: Operand) -> None:
-    place = _reach(cpu, base, index) if base.is_memory else base
+    place = _reach(base, index) if base.is_memory else base
     word, number = place.read(), _bit(base, index)
     place.write(word | const(1, word.width) << number)
     _change_carry(cpu, word, number)
@@ -65,7 +64,7 @@ def bts_immediate(cpu: Cpu, base: Operand, index: Operand) -> None:
 
 @instruction("BTR", "0F B3 /r Ev Gv", lock=True)
 def btr(cpu: Cpu, base: Operand, index: Operand) -> None:
-    place = _reach(cpu, base, index) if base.is_memory else base
+    place = _reach(base, index) if base.is_memory else base
     word, number = place.read(), _bit(base, index)
     place.write(word & ~(const(1, word.width) << number))
     _change_carry(cpu, word, number)
@@ -80,7 +79,7 @@ def btr_immediate(cpu: Cpu, base: Operand, index: Operand) -> None:
 
 @instruction("BTC", "0F BB /r Ev Gv", lock=True)
 def btc(cpu: Cpu, base: Operand, index: Operand) -> None:
-    place = _reach(cpu, base, index) if base.is_memory else base
+    place = _reach(base, index) if base.is_memory else base
     word, number = place.read(), _bit(base, index)
     place.write(word ^ const(1, word.width) << number)
     _change_carry(cpu, word, number)

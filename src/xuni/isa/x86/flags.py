@@ -17,7 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from xuni.isa.bits import U64, Bits, const, select, u1, u64
-from xuni.isa.stage import native, pure, staged, staging
+from xuni.isa.stage import likely, native, pure, staged, staging
 
 if TYPE_CHECKING:
     from xuni.isa.x86.cpu import Cpu
@@ -67,15 +67,16 @@ class Flags:
         self.undefined: set[str] = set()
 
     # -- storage -------------------------------------------------------------------------------------------------------
-    def _put(self, kind: Kind, a: Bits | int, b: Bits) -> None:
+    def _put(self, kind: Kind | Bits, a: Bits | int, b: Bits) -> None:
         stage = staging()
+        kind = kind if isinstance(kind, Bits) else u64(kind)
         if stage is not None and "flag_kind" in stage.code.registers:
-            stage.code.registers.update(flag_kind=u64(kind), flag_b=b)
+            stage.code.registers.update(flag_kind=kind, flag_b=b)
             if not isinstance(a, int):
                 stage.code.registers["flag_a"] = a
             return
         s = self.cpu.s
-        s.flag_kind = u64(kind)
+        s.flag_kind = kind
         s.flag_a = a if isinstance(a, Bits) else u64(a)
         s.flag_b = b
 
@@ -109,16 +110,29 @@ class Flags:
         """The six flags from an EFLAGS image of 64 bits; other bits are ignored."""
         self._put(Kind.RAW, 0, value & 0x8D5)
 
+    @staged
     def change(self, **flags: Bits | int) -> None:
         """Some flags (`cf=`, `zf=`, ...), the others as they are."""
-        value = self.value
-        clear = 0
-        for name in flags:
-            clear |= 1 << FLAG_BITS[name]
-        value = value & ~clear
+        kind, a, b = self._get()
+        clear, new = 0, u64(0)
         for name, flag in flags.items():
-            value = value | self._place(flag, FLAG_BITS[name])
-        self._put(Kind.RAW, 0, value)
+            clear |= 1 << FLAG_BITS[name]
+            new = new | self._place(flag, FLAG_BITS[name])
+        # RAW has all flags in b, RESULT has CF, AF and OF there.
+        simple = Kind.RAW if clear & (1 << ZF | 1 << SF | 1 << PF) else Kind.RESULT
+        if kind.known:
+            if int(kind) <= simple:
+                self._put(Kind(int(kind)), a, (b & ~clear) | new)
+            else:
+                self._put(Kind.RAW, 0, (_compute(Kind(int(kind)), a, b) & ~clear) | new)
+        elif likely(kind <= simple):
+            self._put(kind, a, (b & ~clear) | new)
+        else:
+            self._put(Kind.RAW, 0, (arithmetic_flags(self.cpu, kind, a, b) & ~clear) | new)
+
+    def set_carry(self, cf: Bits) -> None:
+        """CF; ZF stays, the others become undefined (BT and its kin)."""
+        self._put(Kind.RESULT, _nonzero(*self._get()), self._place(cf, CF))
 
     def leave_undefined(self, *names: str) -> None:
         """Declare flags of the current instruction undefined: they keep whatever the formula gave; tests mask them."""
@@ -168,6 +182,8 @@ class Flags:
         kind, a, b = self._get()
         if kind.known:
             positive = _condition(Kind(int(kind)), cc >> 1, a, b)
+        elif cc >> 1 in (1, 2, 3):
+            positive = _quick_condition(cc >> 1, kind, a, b)
         else:
             positive = _raw_condition(cc >> 1, arithmetic_flags(self.cpu, kind, a, b))
         return ~positive if cc & 1 else positive
@@ -190,6 +206,21 @@ def _raw_condition(which: int, value: Bits) -> Bits:
         case 6:
             return value[SF] ^ value[OF]
     return (value[SF] ^ value[OF]) | value[ZF]
+
+
+def _nonzero(kind: Bits, a: Bits, b: Bits) -> Bits:
+    """A value that is 0 exactly if ZF is set, for any formula: the operands of all others but RAW are zero-extended."""
+    difference = a - select(kind - Kind.SUB8 < Kind.ADD8 - Kind.SUB8, b, 0)
+    return select(kind == Kind.RAW, ~b & (1 << ZF), difference)
+
+
+def _quick_condition(which: int, kind: Bits, a: Bits, b: Bits) -> Bits:
+    """CF, ZF, or either of them, for any formula. A sum carried if it is less than an addend."""
+    carry = select(kind <= Kind.RESULT, b[CF], a < b)
+    if which == 1:
+        return carry
+    zero = _nonzero(kind, a, b) == 0
+    return zero if which == 2 else carry | zero
 
 
 def _condition(kind: Kind, which: int, a: Bits, b: Bits) -> Bits:

@@ -66,6 +66,10 @@ class Operand(Protocol):
         """Memory only: the effective address (64 bits, already cut to the address size), before segmentation."""
         ...
 
+    def displaced(self, by: Bits) -> Operand:
+        """Memory only: the operand of the same width `by` bytes (64 bits, signed) away."""
+        ...
+
     @property
     def segment(self) -> Bits:
         """Memory only: the segment register's number (8 bits)."""

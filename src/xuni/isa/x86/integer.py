@@ -20,19 +20,14 @@ def add(cpu: Cpu, dst: Operand, src: Operand) -> None:
     cpu.flags.set_add(b, r)
 
 
+@instruction("ADC", "10 /r Eb Gb", "11 /r Ev Gv", "12 /r Gb Eb", "13 /r Gv Ev", "14 AL Ib", "15 rAX Iz",
+             "80 /2 Eb Ib", "81 /2 Ev Iz", "82 /2 Eb Ib i64", "83 /2 Ev Ibs", lock=True)  # fmt: skip
 def adc(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, b, carry = dst.read(), src.read(), cpu.flags.cf
     s = a + b
     r = s + carry.zext(a.width)
     dst.write(r)
     cpu.flags.set_result(r, cf=(s < a) | (r < s), of=overflow_add(a, b, r), af=adjust(a, b, r))
-
-
-# What reads CF is made once for each common producer of flags; byte forms are too rare for that.
-instruction("ADC", "11 /r Ev Gv", "13 /r Gv Ev", "15 rAX Iz", "81 /2 Ev Iz", "83 /2 Ev Ibs",
-            lock=True, condition=True)(adc)  # fmt: skip
-instruction("ADC", "10 /r Eb Gb", "12 /r Gb Eb", "14 AL Ib", "80 /2 Eb Ib", "82 /2 Eb Ib i64",
-            lock=True, cold=True)(adc)  # fmt: skip
 
 
 @instruction("SUB", "28 /r Eb Gb", "29 /r Ev Gv", "2A /r Gb Eb", "2B /r Gv Ev", "2C AL Ib", "2D rAX Iz",
@@ -43,6 +38,8 @@ def sub(cpu: Cpu, dst: Operand, src: Operand) -> None:
     cpu.flags.set_sub(a, b)
 
 
+@instruction("SBB", "18 /r Eb Gb", "19 /r Ev Gv", "1A /r Gb Eb", "1B /r Gv Ev", "1C AL Ib", "1D rAX Iz",
+             "80 /3 Eb Ib", "81 /3 Ev Iz", "82 /3 Eb Ib i64", "83 /3 Ev Ibs", lock=True)  # fmt: skip
 def sbb(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, b, borrow = dst.read(), src.read(), cpu.flags.cf.zext(src.width)
     d = a - b
@@ -51,37 +48,25 @@ def sbb(cpu: Cpu, dst: Operand, src: Operand) -> None:
     cpu.flags.set_result(r, cf=(a < b) | (d < borrow), of=overflow_sub(a, b, r), af=adjust(a, b, r))
 
 
-instruction("SBB", "19 /r Ev Gv", "1B /r Gv Ev", "1D rAX Iz", "81 /3 Ev Iz", "83 /3 Ev Ibs",
-            lock=True, condition=True)(sbb)  # fmt: skip
-instruction("SBB", "18 /r Eb Gb", "1A /r Gb Eb", "1C AL Ib", "80 /3 Eb Ib", "82 /3 Eb Ib i64",
-            lock=True, cold=True)(sbb)  # fmt: skip
-
-
 @instruction("CMP", "38 /r Eb Gb", "39 /r Ev Gv", "3A /r Gb Eb", "3B /r Gv Ev", "3C AL Ib", "3D rAX Iz",
              "80 /7 Eb Ib", "81 /7 Ev Iz", "82 /7 Eb Ib i64", "83 /7 Ev Ibs")  # fmt: skip
 def cmp(cpu: Cpu, left: Operand, right: Operand) -> None:
     cpu.flags.set_sub(left.read(), right.read())
 
 
+@instruction("INC", "40+r Zv i64", "FE /0 Eb", "FF /0 Ev", lock=True)
 def inc(cpu: Cpu, dst: Operand) -> None:
     r = dst.read() + 1
     dst.write(r)
     cpu.flags.set_result(r, cf=cpu.flags.cf, of=r == 1 << (r.width - 1), af=(r & 15) == 0)
 
 
-instruction("INC", "40+r Zv i64", "FF /0 Ev", lock=True, condition=True)(inc)
-instruction("INC", "FE /0 Eb", lock=True)(inc)
-
-
+@instruction("DEC", "48+r Zv i64", "FE /1 Eb", "FF /1 Ev", lock=True)
 def dec(cpu: Cpu, dst: Operand) -> None:
     a = dst.read()
     r = a - 1
     dst.write(r)
     cpu.flags.set_result(r, cf=cpu.flags.cf, of=a == 1 << (a.width - 1), af=(a & 15) == 0)
-
-
-instruction("DEC", "48+r Zv i64", "FF /1 Ev", lock=True, condition=True)(dec)
-instruction("DEC", "FE /1 Eb", lock=True)(dec)
 
 
 @instruction("NEG", "F6 /3 Eb", "F7 /3 Ev", lock=True)

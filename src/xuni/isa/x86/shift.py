@@ -41,7 +41,7 @@ def shl(cpu: Cpu, dst: Operand, src: Operand) -> None:
         r = a << count
         dst.write(r)
         if likely(count != 0):
-            cf = (a << (count - 1))[63]
+            cf = a.rotl(count)[0]
             cpu.flags.set_result(r, cf=cf, of=r[63] ^ cf)
     else:
         wide = a.zext(64) << count
@@ -56,22 +56,34 @@ def shl(cpu: Cpu, dst: Operand, src: Operand) -> None:
 @instruction("SHR", *_group(5))
 def shr(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, count = dst.read(), masked(src.read(), dst.width)
-    wide = a.zext(64)
-    r = (wide >> count).trunc(a.width)
-    dst.write(r)
-    if likely(count != 0):
-        cpu.flags.set_result(r, cf=(wide >> (count - 1))[0], of=a[-1])
+    if a.width == 64:
+        r = a >> count
+        dst.write(r)
+        if likely(count != 0):
+            cpu.flags.set_result(r, cf=a.rotr(count)[63], of=a[63])
+    else:
+        wide = (a.zext(64) << 1) >> count  # bit 0 is the last bit shifted out
+        r = (wide >> 1).trunc(a.width)
+        dst.write(r)
+        if likely(count != 0):
+            cpu.flags.set_result(r, cf=wide[0], of=a[-1])
     _leave_undefined(cpu, count, "af", from_width=("cf",), width=a.width)
 
 
 @instruction("SAR", *_group(7))
 def sar(cpu: Cpu, dst: Operand, src: Operand) -> None:
     a, count = dst.read(), masked(src.read(), dst.width)
-    wide = a.sext(64)
-    r = wide.sar(count).trunc(a.width)
-    dst.write(r)
-    if likely(count != 0):
-        cpu.flags.set_result(r, cf=wide.sar(count - 1)[0], of=0)
+    if a.width == 64:
+        r = a.sar(count)
+        dst.write(r)
+        if likely(count != 0):
+            cpu.flags.set_result(r, cf=a.rotr(count)[63], of=0)
+    else:
+        wide = (a.sext(64) << 1).sar(count)
+        r = (wide >> 1).trunc(a.width)
+        dst.write(r)
+        if likely(count != 0):
+            cpu.flags.set_result(r, cf=wide[0], of=0)
     _leave_undefined(cpu, count, "af")
 
 
