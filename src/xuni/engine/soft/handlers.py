@@ -158,6 +158,7 @@ class HandlerCpu(StagedCpu):
         self._note_effect()
         self.ended = True
         if taken:
+            self.check_branch()
             self.transfer(1)
         else:
             self.next()
@@ -183,6 +184,10 @@ class HandlerCpu(StagedCpu):
 
     def _branch_target(self) -> Bits:
         return self._target(self.s.rip_base + self.op.imm)
+
+    def check_branch(self) -> None:
+        if not self.long:  # in 64-bit mode, the target itself faults
+            self.check_target(self._branch_target())
 
     @staged
     def jump(self, target: Bits) -> None:

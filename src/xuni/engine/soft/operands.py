@@ -236,7 +236,13 @@ class Memory(Base):
         elif self.form == Form.INDEXED:
             linear = self.offset + self.cpu.s.place.load(self.cpu.op.seg.zext(64), 64)
         else:
+            early = self.aligned and not self.cpu.long
+            if early:  # before the segment's limit
+                base = self.cpu.s.place.load((self.segment.zext(64) + int(Slot.SEGMENT_BASE)) << 3, 64)
+                _check_aligned(self.cpu, self.offset + base, self.size)
             linear = segment_address(self.cpu, self.segment, self.offset, u64(self.size), u1(int(write)))
+            if early:
+                return linear
         if self.aligned:
             _check_aligned(self.cpu, linear, self.size)
         return linear

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from xuni.isa.bits import Bits, select, u1, u64
+from xuni.isa.stage import staged
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.flags import Condition
 from xuni.isa.x86.instruction import Operand, instruction
@@ -39,6 +40,7 @@ def jmp_indirect(cpu: Cpu, target: Operand) -> None:
 
 @instruction("CALL", "E8 f64 Jz", ends=True)
 def call(cpu: Cpu, target: Operand) -> None:
+    cpu.check_branch()
     cpu.push(cpu.next_rip.trunc(cpu.osize))
     cpu.branch(u1(1))
 
@@ -67,30 +69,32 @@ def ret_release(cpu: Cpu, count: Operand) -> None:
     cpu.jump(target)
 
 
-def _count(cpu: Cpu) -> Bits:
-    """Decrement CX, ECX or RCX, by the address size; the new count, zero-extended."""
+@staged
+def _loop(cpu: Cpu, wanted: Bits) -> None:
+    """Decrement CX, ECX or RCX, by the address size; branch if it is not zero and the condition holds."""
     old = cpu.s.gpr[Gpr.RCX]
     mask = cpu.address_mask
     count = (old - 1) & mask
+    taken = (count != 0) & wanted
+    if taken:
+        cpu.check_branch()
     cpu.s.gpr[Gpr.RCX] = count | select(mask == 0xFFFF, old & ~mask, u64(0))
-    return count
+    cpu.branch(taken)
 
 
 @instruction("LOOPNE", "E0 f64 Jb")
 def loopne(cpu: Cpu, target: Operand) -> None:
-    zf = cpu.flags.zf
-    cpu.branch((_count(cpu) != 0) & ~zf)
+    _loop(cpu, ~cpu.flags.zf)
 
 
 @instruction("LOOPE", "E1 f64 Jb")
 def loope(cpu: Cpu, target: Operand) -> None:
-    zf = cpu.flags.zf
-    cpu.branch((_count(cpu) != 0) & zf)
+    _loop(cpu, cpu.flags.zf)
 
 
 @instruction("LOOP", "E2 f64 Jb")
 def loop(cpu: Cpu, target: Operand) -> None:
-    cpu.branch(_count(cpu) != 0)
+    _loop(cpu, u1(1))
 
 
 @instruction("JCXZ", "E3 f64 Jb")

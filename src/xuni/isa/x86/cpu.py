@@ -71,6 +71,9 @@ class Cpu:
         """The bits of an address at the instruction's address size, 64 wide, where that is not known when compiling."""
         raise NotImplementedError
 
+    def check_branch(self) -> None:
+        """As `check_target`, for the target of `branch`, where an instruction changes something before it branches."""
+
     def check_target(self, target: Bits) -> None:
         """#GP(0) now if `jump(target)` would fault: before anything else of the instruction is visible."""
         raise NotImplementedError
