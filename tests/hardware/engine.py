@@ -1,7 +1,7 @@
 """The soft engine as a `Target`: one virtual CPU, whose state is overwritten before each case.
 
 Each case runs at CPL 3 under page tables that map its two pages and a kernel half, which has only what delivers an
-exception: an IDT whose gates lead to one HLT per vector. So an exception leaves its frame on the kernel stack, and the
+exception: an IDT whose gates lead to HLTs of its own for each vector. So an exception leaves its frame on the kernel stack, and the
 vector in RIP; what completes is found by single-stepping (`SoftVcpu.state.steps`).
 """
 
@@ -142,7 +142,7 @@ class SoftTarget:
         write(GDT + KERNEL_CS, kernel_code.descriptor().to_bytes(8, "little"))
         write(TSS + 4, (KERNEL + STACK_TOP).to_bytes(8, "little"))
         for vector in range(32):
-            stub = KERNEL + STUBS + vector
+            stub = KERNEL + STUBS + 2 * vector
             gate = GATE.pack(stub & 0xFFFF, KERNEL_CS, 0xEE00, stub >> 16 & 0xFFFF, stub >> 32, 0)
             write(IDT + 16 * vector, gate)
         write(STUBS, HLT * 256)
@@ -190,7 +190,7 @@ class SoftTarget:
             flags = self._arithmetic_flags(words[FLAG_KIND], words[FLAG_A], flags)
         rflags = words[EFLAGS] & ~ARITHMETIC | flags
         if words[CPL] == 0:
-            vector = rip - (KERNEL + STUBS) - 1
+            vector = (rip - (KERNEL + STUBS)) // 2  # where the step after the fault has gone on already, or not
             rip, _, rflags, gpr[4], _ = FRAME.unpack_from(self._guest, STACK_TOP - FRAME.size)
             if vector in PUSHES_ERROR_CODE:
                 error = int.from_bytes(self._guest[STACK_TOP - FRAME.size - 8 : STACK_TOP - FRAME.size], "little")

@@ -52,6 +52,7 @@ INDIRECT = frozenset(("JMP", "CALL", "RETNW", "RETND", "RETNQ"))
 ENTER = frozenset(("ENTERW", "ENTERD", "ENTERQ"))
 COMPARE_EXCHANGE = frozenset(("CMPXCHG", "CMPXCHG8B", "CMPXCHG16B"))
 PUSH_FLAGS = frozenset(("PUSHFW", "PUSHFD", "PUSHFQ"))
+VENDORS_DIFFER = frozenset((Code.MOVSXD_R16_RM16,))  # AMD reads 32 bits of memory
 APPROXIMATE = frozenset("RCPPS RCPSS RSQRTPS RSQRTSS FSIN FCOS FSINCOS FPTAN FPATAN F2XM1 FYL2X FYL2XP1".split())
 
 
@@ -171,6 +172,8 @@ class Generator:
             raise Unsuitable  # Intel ignores the prefix there, AMD does not
         if instruction.is_loopcc and set(code[: len(code) - 12]) & {0xF2, 0xF3}:
             raise Unsuitable  # it chooses the condition on AMD's processors
+        if instruction.code in VENDORS_DIFFER:
+            raise Unsuitable
         offsets = decoder.get_constant_offsets(instruction)
         length = instruction.len
         del code[length:]
@@ -251,8 +254,9 @@ class Generator:
             int(undefined),
             form.name,
             # TF, which single stepping sets, and IF
-            tuple((at + 1, 0x03) for at in draft.targets) if mnemonic in PUSH_FLAGS else (),
+            self._pushed_flags(draft) if mnemonic in PUSH_FLAGS else (),
             mnemonic in APPROXIMATE,
+            -PAGE & WORD if any(MemorySizeExt.size(access.memory_size) > 16 for access in used) else WORD,
         )
 
     def _prepare(self, draft: Draft, mnemonic: str) -> None:
@@ -305,6 +309,12 @@ class Generator:
             at = random.choice(draft.targets) & ~15
             draft.memory[at : at + 16] = values.vector(random)
             draft.memory[WINDOW_SIZE:] = b""
+
+    def _pushed_flags(self, draft: Draft) -> tuple[tuple[int, int], ...]:
+        mask = 0xFFFF if draft.mode is Mode.PROTECTED_16 else WORD
+        size = -draft.instruction.stack_pointer_increment
+        at = (draft.gpr[RSP] - size & mask) - draft.mode.window + 1
+        return ((at, 0x03),) if 0 <= at < WINDOW_SIZE else ()
 
     # ---- memory operands ----
 
