@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-from iced_x86 import Decoder, Instruction, OpKind, Register
+from iced_x86 import Decoder, Instruction, OpKind, Register, RegisterExt
 
 from tests.hardware.case import DATA, PAGE, WINDOW, WINDOW_SIZE, Case, Outcome
 from tests.hardware.forms import from_encoding
@@ -26,7 +26,8 @@ from xuni.isa.x86.state import Cr0, Cr4, State
 from . import image
 
 PREFIXES = (0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF0, 0xF2, 0xF3)
-WIDTHS = {"b": 8, "w": 16, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80, "bs": 8, "bu": 8}
+WIDTHS = {"b": 8, "w": 16, "d": 32, "q": 64, "dq": 128, "ss": 32, "sd": 64, "x": 128, "xu": 128, "t": 80, "bs": 8,
+          "bu": 8}  # fmt: skip
 SEGMENT_BASES = {Register.FS: 0x0FFF_0000, Register.GS: 0x1000_F800}
 
 
@@ -215,7 +216,7 @@ def operand_size(code: bytes) -> int:
 
 
 def split(encoding: Encoding, osize: int) -> list[tuple[str, int, bool]]:
-    """What each operand code is: "imm", "rm" or the array of its register; its width; whether memory must be aligned."""
+    """What each operand is: "imm", "rm" or the array of its register; its width; whether memory must be aligned."""
     found: list[tuple[str, int, bool]] = []
     for operand in encoding.operands:
         kind, suffix = operand[0], operand[1:]
@@ -293,13 +294,11 @@ def build(cpu: BareCpu, encoding: Encoding, case: Case, instruction: Instruction
 
 def address(case: Case, instruction: Instruction) -> int:
     """The linear address of the memory operand."""
+
     def value(register: int) -> int:
         if register == Register.NONE:
             return 0
-        name = {v: k for k, v in vars(Register).items() if isinstance(v, int)}[register]
-        wide = case.gpr[GPR_OF[register]]
-        return wide & 0xFFFF_FFFF if name.endswith("D") or name in ("EAX", "ECX", "EDX", "EBX", "ESP", "EBP", "ESI", "EDI") \
-            else wide
+        return case.gpr[GPR_OF[register]] & ((1 << 8 * RegisterExt.info(register).size) - 1)
 
     kinds = [instruction.op_kind(i) for i in range(instruction.op_count)]
     assert OpKind.MEMORY in kinds

@@ -1,20 +1,20 @@
 """Runs single instruction definitions, compiled, without an engine: one function an encoding and form.
 
-The functions read which registers, address and immediate to use from the state's scratch area, so that one function serves
-all cases. LLVM ends the process on an internal error: use it in a process of its own.
+The functions read which registers, address and immediate to use from the state's scratch area, so that one function
+serves all cases. LLVM ends the process on an internal error: use it in a process of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llvmlite.binding as llvm
 from iced_x86 import Decoder
 
 from tests.hardware.case import DATA, PAGE, WINDOW, WINDOW_SIZE, Case, Outcome
-from xuni.isa.bits import Bits, const, u64, vector
+from xuni.isa.bits import Bits, const, u64
 from xuni.isa.llvm import Function
 from xuni.isa.stage import Native, Stage, compile_native, staged
 from xuni.isa.struct import Place, PlainPlace, StagedPlace, place_at
@@ -152,10 +152,15 @@ class LaterImmediate(Immediate):
         return self.cpu.s.place.load(at(OPERANDS + self.at_index), 8)
 
 
-def function_text(encoding: Encoding, name: str, memory: bool, osize: int, natives: dict[str, Native]) -> Function:
+def _name(line: str) -> str:
+    """What a definition or declaration defines or declares."""
+    return line.split("@", 1)[1].split("(", 1)[0]
+
+
+def function_text(encoding: Encoding, name: str, memory: bool, osize: int, note: Callable[[Native], None]) -> Function:
     """The LLVM function of one encoding, with a memory operand or without one."""
     code = Function(name, f"void @{name}(ptr %s) nounwind")
-    stage = Stage(code, on_native=lambda n: natives.setdefault(n.symbol, n) and None)
+    stage = Stage(code, on_native=note)
     cpu = CompiledCpu(stage)
     stage.cpu = cpu
     cpu.osize = osize
@@ -193,6 +198,10 @@ class Compiled:
         llvm.initialize_native_asmprinter()
         llvm.initialize_native_asmparser()
         natives: dict[str, Native] = {}
+
+        def note(native: Native) -> None:
+            natives.setdefault(native.symbol, native)
+
         functions: list[str] = []
         declarations: set[str] = set()
         self.names: dict[tuple[int, bool, int], str] = {}
@@ -206,19 +215,20 @@ class Compiled:
                     if osize == 16 and "M" not in encoding.operands:
                         continue
                     name = f"f{number}_{int(memory)}_{osize}"
-                    function = function_text(encoding, name, memory, osize, natives)
+                    function = function_text(encoding, name, memory, osize, note)
                     functions.append(function.text())
                     declarations |= function.declarations
                     self.names[number, memory, osize] = name
         done: set[str] = set()
         while todo := natives.keys() - done:
             for symbol in sorted(todo):
-                text, needs = compile_native(natives[symbol], CompiledCpu, lambda n: natives.setdefault(n.symbol, n) and None)
+                text, needs = compile_native(natives[symbol], CompiledCpu, note)
                 functions.append(text)
                 declarations |= needs
                 done.add(symbol)
-        defined = {line.split("@")[1].split("(")[0] for text in functions for line in text.splitlines() if line.startswith("define")}
-        wanted = [d for d in sorted(declarations) if not d.startswith("declare") or d.split("@")[1].split("(")[0] not in defined]
+        lines = (line for text in functions for line in text.splitlines())
+        defined = {_name(line) for line in lines if line.startswith("define")}
+        wanted = [d for d in sorted(declarations) if _name(d) not in defined]
         weights = '!0 = !{!"branch_weights", i32 2000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 2000}\n'
         glue = "\n".join(f'module asm "{line}"' for line in GLUE.strip().splitlines())
         self.text = "\n".join([glue, *wanted, *functions, weights])
@@ -246,7 +256,7 @@ class Compiled:
         state = State(PlainPlace(base))
         load_state(state, case)
         instruction = Decoder(64, case.code, ip=case.mode.rip).decode()
-        values, in_memory = operand_values(encoding, case, instruction)
+        values, in_memory = address_of_operand(encoding, case, instruction)
         state.scratch[HOST_WINDOW] = ctypes.addressof(page)
         for i, value in enumerate(values):
             state.scratch[OPERANDS + i] = value
@@ -262,11 +272,3 @@ class Compiled:
         rip = case.mode.rip + (0 if code else instruction.len)
         data = bytes(page)[WINDOW - DATA :]
         return outcome(state, case, data, number_of_vector, rip)
-
-
-def operand_values(encoding: Encoding, case: Case, instruction: Any) -> tuple[list[int], bool]:
-    """Register numbers, addresses and immediates of a case, and whether its operand lies in memory."""
-    return address_of_operand(encoding, case, instruction)
-
-
-__all__ = ["Compiled", "vector"]

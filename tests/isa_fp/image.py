@@ -14,8 +14,10 @@ MXCSR_MASK = 0xFFFF
 def load(state: State, image: bytes) -> None:
     """Give a state the registers of a 512-byte FXSAVE64 image."""
     control, status, tags, opcode, ip, dp, mxcsr, _ = HEADER.unpack_from(image)
-    values = {"fpu_control": control, "fpu_status": status, "fpu_opcode": opcode, "fpu_ip": ip, "fpu_dp": dp,
-              "mxcsr": mxcsr, "fpu_tag": sum(3 << 2 * n for n in range(8) if not tags >> n & 1)}  # fmt: skip
+    values = {
+        "fpu_control": control, "fpu_status": status, "fpu_opcode": opcode, "fpu_ip": ip, "fpu_dp": dp, "fpu_cs": 0,
+        "fpu_ds": 0, "fpu_tag": sum(3 << 2 * n for n in range(8) if not tags >> n & 1), "mxcsr": mxcsr,
+    }  # fmt: skip
     for name, value in values.items():
         setattr(state, name, value)
     top = status >> 11 & 7
