@@ -185,7 +185,8 @@ def function_text(encoding: Encoding, name: str, memory: bool, osize: int, note:
 
 
 def rm_array(encoding: Encoding, index: int) -> str:
-    return {"E": "gpr", "R": "gpr", "W": "xmm", "U": "xmm", "Q": "st", "N": "st"}.get(encoding.operands[index][0], "gpr")
+    arrays = {"E": "gpr", "R": "gpr", "W": "xmm", "U": "xmm", "Q": "st", "N": "st"}
+    return arrays.get(encoding.operands[index][0], "gpr")
 
 
 class Compiled:
