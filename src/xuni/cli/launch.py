@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STDOUT: Final = 1
 STDERR: Final = 2
 CONSOLE, DATA, ERRORS, CONTROL = range(4)  # the serial ports, as `xuni.guest.session` numbers them
-TAIL_LINES: Final = 12
+TAIL_LINES: Final = 40
 SEED_SIZE: Final = 32
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 NO_STATUS: Final = 121
