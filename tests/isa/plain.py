@@ -40,6 +40,7 @@ class PlainCpu(Cpu):
         self.limit = 4096
         self.again = False
         self.modes_changed = 0
+        self.lacking: set[str] = set()
         self.tolerant = False
         self.data_segment = const(Seg.DS, 8)
         self.s.cpl = 3
@@ -179,6 +180,9 @@ class PlainCpu(Cpu):
     @property
     def iteration_limit(self) -> Bits:
         return u64(self.limit)
+
+    def has_feature(self, name: str) -> Bits:
+        return const(int(name not in self.lacking), 1)
 
     def random(self) -> Bits:
         return u64(0x0123_4567_89AB_CDEF)

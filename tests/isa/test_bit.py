@@ -66,6 +66,18 @@ def test_scans(width: int) -> None:
             assert bool(cpu.eflags & CF) == (value == 0 and name != "POPCNT")
 
 
+def test_counts_are_scans_on_a_processor_without_them() -> None:
+    cpu = PlainCpu()
+    cpu.lacking = {"bmi1", "lzcnt"}
+    cpu.s.gpr[1] = 0x100
+    for name, r in (("TZCNT", 8), ("LZCNT", 8)):
+        run(cpu, name, Register(cpu, 0, 32), Register(cpu, 1, 32))
+        assert int(cpu.s.gpr[0]) == r
+    cpu.s.gpr[1] = 0
+    run(cpu, "TZCNT", Register(cpu, 0, 32), Register(cpu, 1, 32))
+    assert int(cpu.s.gpr[0]) == 8 and cpu.eflags & ZF
+
+
 def test_deposit_and_extract() -> None:
     cpu, random = PlainCpu(), Random(7)
     for where in (0, 1, 1 << 63, (1 << 64) - 1, *[random.getrandbits(64) & random.getrandbits(64) for _ in range(20)]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xuni.isa.bits import U64, Bits, const, mask, select, u64
-from xuni.isa.stage import native
+from xuni.isa.stage import likely, native
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.flags import ZF
 from xuni.isa.x86.instruction import Operand, instruction
@@ -98,7 +98,7 @@ def btc_immediate(cpu: Cpu, base: Operand, index: Operand) -> None:
 @instruction("BSF", "0F BC /r Gv Ev")
 def bsf(cpu: Cpu, dst: Operand, src: Operand) -> None:
     value = src.read()
-    if value != 0:
+    if value != 0:  # otherwise the destination stays, upper half included
         dst.write(value.ctz())
     cpu.flags.set_logic(value)  # ZF tells of the source
     cpu.flags.leave_undefined("cf", "of", "sf", "af", "pf")
@@ -113,22 +113,30 @@ def bsr(cpu: Cpu, dst: Operand, src: Operand) -> None:
     cpu.flags.leave_undefined("cf", "of", "sf", "af", "pf")
 
 
-@instruction("TZCNT", "F3 0F BC /r Gv Ev", feature="bmi1")
+@instruction("TZCNT", "F3 0F BC /r Gv Ev")
 def tzcnt(cpu: Cpu, dst: Operand, src: Operand) -> None:
-    value = src.read()
-    r = value.ctz()
-    dst.write(r)
-    cpu.flags.set_result(r, cf=value == 0, of=0)
-    cpu.flags.leave_undefined("of", "sf", "af", "pf")
+    """A processor without BMI1 ignores the prefix: programs rely on getting BSF then."""
+    if likely(cpu.has_feature("bmi1")):
+        value = src.read()
+        r = value.ctz()
+        dst.write(r)
+        cpu.flags.set_result(r, cf=value == 0, of=0)
+        cpu.flags.leave_undefined("of", "sf", "af", "pf")
+    else:
+        bsf(cpu, dst, src)
 
 
-@instruction("LZCNT", "F3 0F BD /r Gv Ev", feature="lzcnt")
+@instruction("LZCNT", "F3 0F BD /r Gv Ev")
 def lzcnt(cpu: Cpu, dst: Operand, src: Operand) -> None:
-    value = src.read()
-    r = value.clz()
-    dst.write(r)
-    cpu.flags.set_result(r, cf=value == 0, of=0)
-    cpu.flags.leave_undefined("of", "sf", "af", "pf")
+    """Without LZCNT this is BSR."""
+    if likely(cpu.has_feature("lzcnt")):
+        value = src.read()
+        r = value.clz()
+        dst.write(r)
+        cpu.flags.set_result(r, cf=value == 0, of=0)
+        cpu.flags.leave_undefined("of", "sf", "af", "pf")
+    else:
+        bsr(cpu, dst, src)
 
 
 @instruction("POPCNT", "F3 0F B8 /r Gv Ev", feature="popcnt")
