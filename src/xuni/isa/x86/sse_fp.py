@@ -14,10 +14,11 @@ Operands are vectors of lanes (packed) or plain values (scalar); their width, 32
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xuni.isa import softfloat
-from xuni.isa.bits import U1, Bits, const, select, signed, u1, vector
+from xuni.isa.bits import U64, Bits, const, select, signed, u1, u64, vector
 from xuni.isa.llvm import type_of
 from xuni.isa.softfloat import F32, F64, Context, Flag, Order, Rounding
 from xuni.isa.stage import Stage, native, staged, staging, unlikely
@@ -101,7 +102,7 @@ def _unmasked(cpu: Cpu) -> Bits:
     return (cpu.s.mxcsr & MASKS) != MASKS
 
 
-@native
+@staged
 def _open(cpu: Cpu) -> None:
     """Before an operation: clear the host's flags, to tell what it raises. An unmasked underflow ignores FTZ."""
     value = fetch_mxcsr(cpu)
@@ -109,8 +110,8 @@ def _open(cpu: Cpu) -> None:
     host_load(cpu, "ldmxcsr", (value & (DAZ | RC)) | ftz | MASKS)
 
 
-@native
-def _close(cpu: Cpu, tiny: U1) -> None:
+@staged
+def _close(cpu: Cpu, tiny: Bits) -> None:
     """After it: fault if it raised something unmasked. `tiny`: a result is denormal, which unmasked is an underflow."""
     raised = host_store(cpu, "stmxcsr", 32) & FLAGS
     masks = (cpu.s.mxcsr & MASKS) >> 7
@@ -132,18 +133,6 @@ def _fault_if(cpu: Cpu, condition: Bits) -> None:
         if (cpu.s.cr4 & Cr4.OSXMMEXCPT) == 0:
             raise GuestFault(cpu, Vector.UD)
         raise GuestFault(cpu, Vector.XM)
-
-
-@staged
-def _before(cpu: Cpu) -> None:
-    if unlikely(_unmasked(cpu)):
-        _open(cpu)
-
-
-@staged
-def _after(cpu: Cpu, result: Bits | None) -> None:
-    if unlikely(_unmasked(cpu)):
-        _close(cpu, u1(0) if result is None else _any_denormal(result))
 
 
 def _any_denormal(value: Bits) -> Bits:
@@ -264,12 +253,9 @@ def order_flags(cpu: Cpu, a: Bits, b: Bits, signalling: bool) -> Bits:
     if staging() is None:
         format = FORMATS[a.width]
         return _plain(cpu, lambda c, x, y: _ORDER_FLAGS[softfloat.compare(c, x, y, format, signalling)], 64, a, b)
-    _before(cpu)
     name = ("comi" if signalling else "ucomi") + _suffix(a)
-    raw = host_asm(f"{name} $2, $1; lahf; movzbl %ah, %eax", "i64", "={rax},x,x,~{flags}", a, b)
-    result = Bits(_stage().llvm, 64, raw) & 0x45
-    _after(cpu, None)
-    return result
+    text = f"{name} $2, $1; lahf; movzbl %ah, %eax"
+    return _asm(cpu, text, 64, 1, "={rax},x,x,~{flags}", (a, b), tiny=False) & 0x45
 
 
 def convert(cpu: Cpu, a: Bits, width: int) -> Bits:
@@ -358,18 +344,70 @@ def dot_product(cpu: Cpu, a: Bits, b: Bits) -> Bits:
     return vector([products] * a.lanes)
 
 
+@dataclass(frozen=True)
+class HostOperation:
+    """One host instruction, its operands and result: what a native function can be made of."""
+
+    text: str
+    constraints: str
+    result: tuple[int, int]  # width and lanes
+    operands: tuple[tuple[int, int], ...]
+    tiny: bool  # a denormal result may be an underflow
+
+    @property
+    def name(self) -> str:
+        """For the symbol of the native function."""
+        return f"{self.text}_{self.operands}_{self.result}"
+
+    def emit(self, *operands: Bits) -> Bits:
+        width, lanes = self.result
+        scalar = lanes == 1 and self.constraints.startswith(("=x", "=&x"))
+        result_type = {32: "float", 64: "double"}[width] if scalar else type_of(width, lanes)
+        raw: Any = host_asm(self.text, result_type, self.constraints, *operands)
+        stage = _stage()
+        if scalar:
+            raw = stage.code.value(f"bitcast {result_type} {raw} to {type_of(width)}")
+        return Bits(stage.llvm, width, raw, lanes)
+
+
 def _asm(cpu: Cpu, text: str, width: int, lanes: int, constraints: str, operands: tuple[Bits, ...], tiny: bool = True,
          raises: bool = True) -> Bits:  # fmt: skip
-    """A host instruction with its bracket. `tiny`: a denormal result may be an underflow."""
-    if raises:
-        _before(cpu)
-    scalar = lanes == 1 and constraints.startswith(("=x", "=&x"))
-    result_type = {32: "float", 64: "double"}[width] if scalar else type_of(width, lanes)
-    raw: Any = host_asm(text, result_type, constraints, *operands)
-    stage = _stage()
-    if scalar:
-        raw = stage.code.value(f"bitcast {result_type} {raw} to {type_of(width)}")
-    result = Bits(stage.llvm, width, raw, lanes)
-    if raises:
-        _after(cpu, result if tiny else None)
+    """A host instruction; with its bracket if an exception is unmasked."""
+    shapes = tuple((o.width, o.lanes) for o in operands)
+    operation = HostOperation(text, constraints, (width, lanes), shapes, tiny)
+    return _checked(cpu, operation, operands) if raises else operation.emit(*operands)
+
+
+@staged
+def _checked(cpu: Cpu, operation: HostOperation, operands: tuple[Bits, ...]) -> Bits:
+    if unlikely(_unmasked(cpu)):
+        a, b = operands[0], operands[-1]
+        low, high = _bracketed(cpu, *_halves(a), *_halves(b), operation)
+        result = _from_halves(low, high, *operation.result)
+    else:
+        result = operation.emit(*operands)
     return result
+
+
+def _halves(value: Bits) -> tuple[Bits, Bits]:
+    """A value of at most 128 bits in two of 64."""
+    if value.width * value.lanes == 128:
+        wide = value.as_lanes(64)
+        return wide.lane(0), wide.lane(1)
+    return value.as_lanes(value.width * value.lanes).zext(64), u64(0)
+
+
+def _from_halves(low: Bits, high: Bits, width: int, lanes: int) -> Bits:
+    if width * lanes == 128:
+        return vector([low, high]).as_lanes(width)
+    return low.trunc(width * lanes).as_lanes(width)
+
+
+@native
+def _bracketed(cpu: Cpu, a_low: U64, a_high: U64, b_low: U64, b_high: U64, operation: HostOperation) -> tuple[U64, U64]:
+    """The operation while some exception is unmasked: a fault if it raises one."""
+    values = [_from_halves(a_low, a_high, *operation.operands[0]), _from_halves(b_low, b_high, *operation.operands[-1])]
+    _open(cpu)
+    result = operation.emit(*values[: len(operation.operands)])
+    _close(cpu, _any_denormal(result) if operation.tiny else u1(0))
+    return _halves(result)
