@@ -61,6 +61,7 @@ def test_the_definitions_over_plain_ints() -> None:
     assert disagreements(plain) == []
 
 
+@pytest.mark.timeout(600)  # the engine may have to be compiled first
 @pytest.mark.parametrize("step", [False, True], ids=["ends at UD2", "single step"])
 def test_the_compiled_definitions(step: bool) -> None:
     from tests.isa.soft_target import SoftTarget
