@@ -37,22 +37,14 @@ _SCRATCH = State.offset_of("scratch") + 8 * 63  # where the host's MXCSR passes 
 
 
 # -- the host's MXCSR --------------------------------------------------------------------------------------------------
-def host_asm(text: str, result: str, constraints: str, *operands: Bits, float_types: bool = True) -> str:
-    """One host instruction in the code being compiled; operands in XMM registers (`x`) or general ones (`r`).
+def host_asm(text: str, result: str, constraints: str, *operands: Bits) -> str:
+    """Host instructions in the code being compiled; operands in XMM registers (`x`, vectors) or general ones (`r`).
 
-    LLVM neither removes nor reorders it against others of its kind.
+    LLVM neither removes nor reorders them against others of their kind.
     """
     stage = _stage()
-    passed = []
-    for operand, kind in zip(operands, constraints.split(",")[result != "void" :], strict=False):
-        kind_type = type_of(operand.width, operand.lanes)
-        value = stage.llvm.lift(operand)
-        if operand.lanes == 1 and float_types and kind.strip("=&") in ("x", "0") and operand.width in (32, 64):
-            float_type = "float" if operand.width == 32 else "double"
-            value = stage.code.value(f"bitcast {kind_type} {value} to {float_type}")
-            kind_type = float_type
-        passed.append(f"{kind_type} {value}")
-    call = f'call {result} asm sideeffect "{text}", "{constraints}"({", ".join(passed)})'
+    passed = ", ".join(f"{type_of(o.width, o.lanes)} {stage.llvm.lift(o)}" for o in operands)
+    call = f'call {result} asm sideeffect "{text}", "{constraints}"({passed})'
     if result == "void":
         stage.code.emit(call)
         return ""
@@ -353,6 +345,7 @@ class HostOperation:
     result: tuple[int, int]  # width and lanes
     operands: tuple[tuple[int, int], ...]
     tiny: bool  # a denormal result may be an underflow
+    scalar: bool  # the result is lane 0 only
 
     @property
     def name(self) -> str:
@@ -361,21 +354,31 @@ class HostOperation:
 
     def emit(self, *operands: Bits) -> Bits:
         width, lanes = self.result
-        scalar = lanes == 1 and self.constraints.startswith(("=x", "=&x"))
-        result_type = {32: "float", 64: "double"}[width] if scalar else type_of(width, lanes)
-        raw: Any = host_asm(self.text, result_type, self.constraints, *operands)
-        stage = _stage()
-        if scalar:
-            raw = stage.code.value(f"bitcast {result_type} {raw} to {type_of(width)}")
-        return Bits(stage.llvm, width, raw, lanes)
+        raw: Any = host_asm(self.text, type_of(width, lanes), self.constraints, *operands)
+        return Bits(_stage().llvm, width, raw, lanes)
 
 
 def _asm(cpu: Cpu, text: str, width: int, lanes: int, constraints: str, operands: tuple[Bits, ...], tiny: bool = True,
          raises: bool = True) -> Bits:  # fmt: skip
-    """A host instruction; with its bracket if an exception is unmasked."""
-    shapes = tuple((o.width, o.lanes) for o in operands)
-    operation = HostOperation(text, constraints, (width, lanes), shapes, tiny)
-    return _checked(cpu, operation, operands) if raises else operation.emit(*operands)
+    """A host instruction; with its bracket if an exception is unmasked.
+
+    Scalars in XMM registers travel as lane 0 of a whole register: LLVM then keeps them out of general registers.
+    """
+    kinds = [kind.strip("=&") for kind in constraints.split(",")]
+    whole = [_register(o) if kind in ("x", "0") else o for o, kind in zip(operands, kinds[1:], strict=False)]
+    in_register = kinds[0] == "x" and lanes == 1
+    shapes = tuple((o.width, o.lanes) for o in whole)
+    result = (width, 128 // width) if in_register else (width, lanes)
+    operation = HostOperation(text, constraints, result, shapes, tiny, in_register)
+    value = _checked(cpu, operation, tuple(whole)) if raises else operation.emit(*whole)
+    return value.lane(0) if in_register else value
+
+
+def _register(value: Bits) -> Bits:
+    """A scalar as lane 0 of a register, the rest 0."""
+    if value.lanes > 1:
+        return value
+    return vector([value, *[const(0, value.width)] * (128 // value.width - 1)])
 
 
 @staged
@@ -409,5 +412,6 @@ def _bracketed(cpu: Cpu, a_low: U64, a_high: U64, b_low: U64, b_high: U64, opera
     values = [_from_halves(a_low, a_high, *operation.operands[0]), _from_halves(b_low, b_high, *operation.operands[-1])]
     _open(cpu)
     result = operation.emit(*values[: len(operation.operands)])
-    _close(cpu, _any_denormal(result) if operation.tiny else u1(0))
+    judged = result.lane(0) if operation.scalar else result
+    _close(cpu, _any_denormal(judged) if operation.tiny else u1(0))
     return _halves(result)
