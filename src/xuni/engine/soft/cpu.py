@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from xuni.engine.soft import memory
 from xuni.engine.soft.records import Arena, Aux, Mode, Op
 from xuni.isa.bits import Bits, const, mask, select, u1, u64
-from xuni.isa.stage import Stage, native_instance, staged, unlikely
+from xuni.isa.stage import Stage, likely, native_instance, staged, unlikely
 from xuni.isa.struct import Place, Struct
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
@@ -166,7 +166,10 @@ class SoftCpu(Cpu):
             return
         memory.store_system(self, address, value.zext(64), value.width // 8)
 
+    @staged
     def load_physical(self, address: Bits, width: int) -> Bits:
+        if likely(address < self.s.low_size):
+            return self.at(self.s.low_host + address).load(0, width)
         return memory.load_physical(self, address, width // 8).trunc(width)
 
     def store_physical(self, address: Bits, value: Bits) -> None:
@@ -231,7 +234,7 @@ class SoftCpu(Cpu):
         memory.flush_tlb(self)
 
     def flush_tlb_nonglobal(self) -> None:
-        memory.flush_tlb(self)
+        memory.flush_tlb_nonglobal(self)
 
     def flush_tlb_page(self, address: Bits) -> None:
         memory.flush_tlb_page(self, address)

@@ -445,7 +445,6 @@ def bucket_of(cpu: SoftCpu, host: Bits, mode: Bits) -> Bits:
 def fetch_page(cpu: SoftCpu, linear: U64) -> tuple[U64, U64]:
     """(host address of the page, pointer to its Frame) for executing at `linear`; #PF, or a failure outside memory."""
     s = cpu.s
-    e = cpu.struct(TlbEntry, s.tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
     physical, rights = walk(cpu, linear, current_access(cpu) | Access.FETCH)
     slot = slot_of(cpu, physical)
     if unlikely(slot == 0):
@@ -453,8 +452,7 @@ def fetch_page(cpu: SoftCpu, linear: U64) -> tuple[U64, U64]:
         s.exit_address = physical
         raise Leave()
     record = cpu.struct(SlotRecord, slot)
-    if (e.read != (linear & ~OFFSET)) & may_be_direct(cpu):
-        enter_tlb(cpu, linear, physical, rights, u64(Access.FETCH))
+    enter_tlb(cpu, linear, physical, rights, u64(Access.FETCH))
     number = record.frame + ((physical - record.start) >> 12)
     return record.host + ((physical & ~OFFSET) - record.start), cpu.arena.frames + number * Frame.SIZE
 
@@ -519,7 +517,10 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
         check_canonical(cpu, rip)
     offset = linear & OFFSET
     s.rip_base = rip - offset
-    host_page, frame = fetch_page(cpu, linear)
+    e = cpu.struct(TlbEntry, s.tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    host_page, frame = e.host, u64(0)
+    if unlikely(e.execute != (linear & ~OFFSET)):
+        host_page, frame = fetch_page(cpu, linear)
     host = host_page + offset
     bucket = cpu.at(bucket_of(cpu, host, mode))
     trace = bucket.load(0, 64)
@@ -529,6 +530,8 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
             break
         trace = t.hash_next
     if trace == 0:
+        if frame == 0:
+            host_page, frame = fetch_page(cpu, linear)
         trace = build_trace(cpu, host_page, offset, mode, frame)
         if unlikely(trace == 0):
             trace = straddling_trace(cpu, linear, host_page, offset, mode, frame)
@@ -539,8 +542,12 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
     op = trace + Trace.SIZE
     if step == 0:
         entry = cpu.struct(JumpEntry, s.jump_cache + jump_slot(rip))
-        entry.rip = rip
+        entry.rip = rip ^ s.jump_generation
         entry.op = op
+        if s.cpl != 3:
+            number = ((s.tlb - s.tlb_base) >> 5) + (linear >> 12 & (TLB_ENTRIES - 1))
+            if cpu.at(s.tlb_global).load(number, 8) == 0:
+                s.jump_nonglobal = 1
     return op
 
 

@@ -199,7 +199,7 @@ class HandlerCpu(StagedCpu):
     def _jump_cached(self, target: Bits, n: Bits) -> None:
         entry = self.s.jump_cache + jump_slot(target)
         place = self.at(entry)
-        if likely((place.load(0, 64) == target) & n.sge(0)):
+        if likely((place.load(0, 64) == (target ^ self.s.jump_generation)) & n.sge(0)):
             op = self._pointer(place.load(8, 64))
             offset = Op(StagedPlace(self.stage, op)).offset.zext(64)
             self.s.rip_base = target - offset

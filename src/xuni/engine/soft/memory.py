@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from xuni.engine.soft.records import (
+    FILL_LOG,
     JUMP_BITS,
     JUMP_ENTRIES,
     PAGE,
@@ -32,7 +33,7 @@ from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
 from xuni.isa.stage import native, staged, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
 from xuni.isa.x86.paging import Access, Rights, walk
-from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind
+from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind, State
 
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
@@ -186,18 +187,84 @@ def flush_tlb(cpu: SoftCpu) -> None:
     base = cpu.s.tlb_base
     for privilege in range(len(Privilege) - 1):
         cpu.copy_bytes(base + privilege * TLB_BYTES, clean, u64(TLB_BYTES))
+    cpu.s.fill_count = 0
+    cpu.fill_bytes(cpu.s.place.address(State.offset_of("large_pages")), const(0, 8), u64(8 * 80))
     flush_jumps(cpu)
+
+
+@native
+def flush_tlb_nonglobal(cpu: SoftCpu) -> None:
+    """Forget translations but those of global pages (MOV to CR3)."""
+    s = cpu.s
+    n = s.fill_count
+    if n > FILL_LOG:
+        flush_tlb(cpu)
+        return
+    at = s.fill_log
+    end = at + (n << 3)
+    while at < end:
+        entry = cpu.at(at).load(0, 64)
+        number = (entry - s.tlb_base) >> 5
+        if cpu.at(s.tlb_global).load(number, 8) == 0:
+            other = ((number + 1) & (TLB_ENTRIES - 1)) << 12
+            e = cpu.struct(TlbEntry, entry)
+            e.read = other
+            e.write = other
+            e.execute = other
+        at = at + 8
+    s.fill_count = 0
+    if s.jump_nonglobal != 0:
+        flush_jumps(cpu)
+    else:
+        new_generation(cpu, 2)
+
+
+@staged
+def new_generation(cpu: SoftCpu, which: int) -> None:
+    """Make the entries of one privilege's jump cache (0, 1: supervisor, 2: user) match nothing.
+
+    The generation is XORed into bits 62:48 of the tags. Jumps check that their target is canonical, so that no target
+    matches an entry of another generation.
+    """
+    s = cpu.s
+    generation = s.jump_generations[which] + (1 << 48)
+    if unlikely(generation[63]):
+        cpu.fill_bytes(s.jump_cache_base + which * JUMP_BYTES, const(0xFF, 8), u64(JUMP_BYTES))
+        generation = u64(1 << 48)
+    s.jump_generations[which] = generation
+    if s.jump_cache == s.jump_cache_base + which * JUMP_BYTES:
+        s.jump_generation = generation
 
 
 @native
 def flush_jumps(cpu: SoftCpu) -> None:
     """Forget where jumps lead."""
-    cpu.fill_bytes(cpu.s.jump_cache_base, const(0xFF, 8), u64(JUMP_BYTES * 3))
+    for which in range(3):
+        new_generation(cpu, which)
+    cpu.s.jump_nonglobal = 0
+
+
+@native
+def note_large(cpu: SoftCpu, linear: U64, size: U64) -> None:
+    """The TLBs hold a piece of a page bigger than 4K (`size` is log2): to forget it is to forget everything."""
+    s = cpu.s
+    if size == 30:
+        region = linear >> 30
+        s.huge_pages[region >> 6 & 15] = s.huge_pages[region >> 6 & 15] | u64(1) << (region & 63)
+    else:
+        region = linear >> 21
+        bits = select(size == 22, u64(3) << (region & 62), u64(1) << (region & 63))
+        s.large_pages[region >> 6 & 63] = s.large_pages[region >> 6 & 63] | bits
 
 
 @native
 def flush_tlb_page(cpu: SoftCpu, linear: U64) -> None:
-    """Forget one page in all privileges (any size: see `fill`), and jumps into it or straddling into it."""
+    """Forget one page in all privileges, and jumps into it or straddling into it."""
+    s = cpu.s
+    large = s.large_pages[linear >> 27 & 63].bit(linear >> 21 & 63) | s.huge_pages[linear >> 36 & 15].bit(linear >> 30 & 63)
+    if unlikely(large):
+        flush_tlb(cpu)
+        return
     index = (linear >> 12) & (TLB_ENTRIES - 1)
     other = ((index + 1) & (TLB_ENTRIES - 1)) << 12
     jumps = (linear >> 12) & ((1 << (JUMP_BITS - 6)) - 1)
@@ -256,7 +323,7 @@ def fill(cpu: SoftCpu, linear: U64, size: U64, access: U64) -> U1:
 def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64) -> U1:
     """Put a translation into the TLB of the current privilege; 1 if `access` still cannot be direct."""
     slot = slot_of(cpu, physical)
-    if unlikely(slot == 0):
+    if unlikely((slot == 0) | (cpu.s.tlb == cpu.s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES)):
         return u1(1)
     record = cpu.struct(SlotRecord, slot)
     page = linear & ~OFFSET
@@ -270,6 +337,16 @@ def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64
     e.write = select(writable, page, other)
     e.execute = select((rights & Rights.EXECUTE) != 0, page, other)
     e.host = host
+    s = cpu.s
+    if (rights >> 8 & 0xFF) > 12:
+        note_large(cpu, linear, rights >> 8 & 0xFF)
+    is_global = rights >> 3 & 1
+    cpu.at(s.tlb_global).store((s.tlb + (index << 5) - s.tlb_base) >> 5, is_global.trunc(8))
+    if is_global == 0:
+        n = s.fill_count
+        if n < FILL_LOG:
+            cpu.at(s.fill_log).store(n << 3, s.tlb + (index << 5))
+        s.fill_count = n + 1
     return ((access & Access.WRITE) != 0) & ~writable
 
 
@@ -537,7 +614,9 @@ def choose_privilege(cpu: SoftCpu) -> None:
     elif (s.eflags & Eflags.AC) != 0:
         privilege = u64(int(Privilege.SUPERVISOR_AC))
     s.tlb = s.tlb_base + privilege * TLB_BYTES
-    s.jump_cache = s.jump_cache_base + select(privilege == 3, u64(2), privilege) * JUMP_BYTES
+    jumps = select(privilege == 3, u64(2), privilege)
+    s.jump_cache = s.jump_cache_base + jumps * JUMP_BYTES
+    s.jump_generation = s.jump_generations[jumps]
     mode = mode_flags(cpu)
     if unlikely(mode != s.mode):
         s.mode = mode

@@ -201,7 +201,7 @@ def generate(first: int, encodings: list[Encoding], fuse: bool = True) -> Genera
                 name = _handler(number, encoding, shape, position, out, by_digest, known, on_native)
             leaf.names[position] = name
             if fuse and name not in out.fusions and _fusable(encoding, shape, out.handlers[name]):
-                out.fusions[name] = _fuse(out.handlers[name], jccs, out, on_native)
+                out.fusions[name] = _fuse(out.handlers[name], shape, jccs, out, on_native)
         out.leaves.append(leaf)
     return out
 
@@ -262,10 +262,10 @@ def _fusable(encoding: Encoding, shape: Shape, handler: Handler) -> bool:
     return handler.effect in (1, 2, 4, 5)
 
 
-def _fuse(handler: Handler, jccs: dict[int, Any], out: Generated, on_native: Any) -> list[str]:
+def _fuse(handler: Handler, shape: Shape, jccs: dict[int, Any], out: Generated, on_native: Any) -> list[str]:
     names = [""] * 16
     for cc in FUSED_CONDITIONS:
-        fused = Handler(f"{handler.name}_j{cc}", handler.definition, handler.encoding, handler.shape, False)
+        fused = Handler(f"{handler.name}_j{cc}", handler.definition, handler.encoding, shape, False)
         fused.twin = handler.twin
         second = Handler("", jccs[cc], None, None, False)
         emit(fused, on_native, second)

@@ -13,6 +13,7 @@ from typing import Final
 
 from xuni.engine.soft import build
 from xuni.engine.soft.records import (
+    FILL_LOG,
     HASH_BITS,
     JUMP_ENTRIES,
     PAGE,
@@ -154,7 +155,7 @@ class SoftVcpu:
         frames = sum(slot.size for slot in self.memory.slots) // PAGE + 4096
         sizes = {
             "state": State.SIZE, "arena": Arena.SIZE, "tlb": tlb * len(Privilege), "clean": tlb, "jumps": jumps * 3,
-            "scratch": PAGE, "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
+            "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG, "scratch": PAGE, "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
             "leaves": len(tables["leaves"]), "nodes": len(tables["nodes"]), "indexes": len(tables["indexes"]),
             "handlers": len(tables["handlers"]), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
             "fusions": len(tables["fusions"]), "prefixes": 256, "frames": 16 * frames, "ops": ARENA_SIZE,
@@ -208,6 +209,9 @@ class SoftVcpu:
         s.arena = place["arena"]  # type: ignore[assignment]
         s.tlb_base = place["tlb"]  # type: ignore[assignment]
         s.jump_cache_base = place["jumps"]  # type: ignore[assignment]
+        s.tlb_global, s.fill_log = place["global"], place["fills"]
+        for i in range(3):
+            s.jump_generations[i] = 1 << 48
         s.slots = place["slots"]  # type: ignore[assignment]
         s.cpuid_table = place["cpuid"]  # type: ignore[assignment]
         libc = ctypes.CDLL(None)
@@ -239,6 +243,9 @@ class SoftVcpu:
             record.writable, record.frame = int(slot.writable), frame  # type: ignore[assignment]
             frame += slot.size // PAGE
         assert frame <= self._frame_count
+        low = [slot for slot in slots if slot.start == 0]
+        self.state.low_size = low[0].size if low else 0
+        self.state.low_host = low[0].host_address if low else 0
         self.state.slot_count = len(slots)  # type: ignore[assignment]
 
     def _memory_written(self, address: int, length: int) -> None:

@@ -149,6 +149,7 @@ class State(Struct):
     flag_b = Field(64)
     tlb = Field(64)  # pointer to the TLB of the current privilege
     jump_cache = Field(64)  # pointer to the jump cache of the current privilege
+    jump_generation = Field(64)  # mixed into its tags: entries of former generations match nothing
     # -- registers ----------------------------------------------------------------------------------------------------
     rip = Field(64)  # valid whenever no handler runs
     eflags = Field(64)  # all but the arithmetic flags; bit 1 is set
@@ -246,6 +247,15 @@ class State(Struct):
     mode = Field(64)  # see engine/soft/decode.py: what a decoded block depends on
     tlb_base = Field(64)  # the TLBs of all privileges
     jump_cache_base = Field(64)
+    jump_generations = Array(64, 3)  # of all privileges
+    jump_nonglobal = Field(64)  # the supervisor's jump caches hold targets in pages that are not global
+    tlb_global = Field(64)  # pointer to one byte a TLB entry: 1 if its page is global
+    fill_log = Field(64)  # pointer to the addresses of TLB entries filled with pages that are not global ...
+    fill_count = Field(64)  # ... and their number since the last flush
+    large_pages = Array(64, 64)  # 4096-bit filters of the 2M and 1G regions that the TLBs hold pieces of: see fill
+    huge_pages = Array(64, 16)
+    low_host = Field(64)  # the memory slot that begins at physical address 0: the usual one
+    low_size = Field(64)
     clock_function = Field(64)  # int clock_gettime(clockid_t, struct timespec *)
     clock_base = Field(64)  # host CLOCK_MONOTONIC at guest time 0, ns
     clock_scratch = Array(64, 2)
@@ -267,4 +277,4 @@ class State(Struct):
     apic_id = Field(64)
     random_seed = Field(64)
     fpu_host = Array(64, 4)  # host x87 control word and MXCSR while handlers run
-    reserved = Array(64, 48)
+    reserved = Array(64, 39)
