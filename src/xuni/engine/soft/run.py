@@ -38,7 +38,7 @@ def execute(cpu: SoftCpu) -> None:
 def execute_one(cpu: SoftCpu) -> None:
     """As `execute`, for one instruction (one iteration of a repeated one)."""
     s = cpu.s
-    if (s.dr[7] & 0xFF) != 0:
+    if ((s.dr[7] & 0xFF) != 0) & (s.interrupt_shadow != STACK_SHADOW):
         check_code_breakpoint(cpu)
     s.uop = 0
     s.uop = decode.lookup(cpu, u64(int(Mode.STEP)))
@@ -69,7 +69,7 @@ def deliver_nmi(cpu: SoftCpu) -> None:
 def deliver_debug(cpu: SoftCpu) -> None:
     """#DB as a trap, for what `pending_debug` has collected."""
     s = cpu.s
-    s.dr[6] = (s.dr[6] & ~u64(0xE00F)) | s.pending_debug
+    s.dr[6] = (s.dr[6] & ~u64(0xF)) | s.pending_debug  # B0-B3 are this time's; nothing else is ever cleared
     s.pending_debug = 0
     s.halted = 0
     deliver(cpu, u64(int(Vector.DB)), u64(int(Source.EXCEPTION)), u64(0), u64(0))

@@ -397,6 +397,16 @@ def _interrupt_8086(cpu: Cpu, vector: U64, rip: U64, iopl3: U64) -> None:
     cpu.mode_changed()
 
 
+@native
+def take_pending_breakpoints(cpu: Cpu) -> None:
+    """Data breakpoints that MOV SS held back are reported by the #DB of an INT1 that follows it."""
+    s = cpu.s
+    hit = s.pending_debug & 0xF
+    if hit != 0:
+        s.dr[6] = (s.dr[6] & ~u64(0xF)) | hit
+        s.pending_debug = s.pending_debug & ~u64(0xF)
+
+
 @instruction("INT", "CD Ib", ends=True, cold=True)
 def int_n(cpu: Cpu, vector: Operand) -> None:
     software_interrupt(cpu, vector.read().zext(64), cpu.next_rip)
@@ -415,4 +425,5 @@ def into(cpu: Cpu) -> None:
 
 @instruction("INT1", "F1", ends=True, cold=True)
 def int1(cpu: Cpu) -> None:
+    take_pending_breakpoints(cpu)
     deliver_at(cpu, u64(Vector.DB), u64(Source.ICEBP), u64(0), u64(0), cpu.next_rip)
