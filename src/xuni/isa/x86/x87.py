@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.isa.bits import Bits, const, select, u16, vector
+from xuni.isa.bits import U8, U64, Bits, const, select, u16, u64
 from xuni.isa.softfloat import Flag
-from xuni.isa.stage import staged
+from xuni.isa.stage import likely, native, staged
 from xuni.isa.x86 import x87_fp as fp
 from xuni.isa.x86 import x87_stack as stack
 from xuni.isa.x86.flags import Condition
@@ -22,9 +22,23 @@ Number = Bits | int  # of a stack register
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
+# Each operation has a hot path, and a native function for all cases. The first changes nothing but what the second would.
 @staged
 def operate(cpu: Cpu, op: str, dst: Number, left: Number, right: Number, pops: int) -> None:
     """ST(dst) := ST(left) op ST(right)."""
+    if likely(stack.ready(cpu, left, right)):
+        raised = fp.binary(cpu, op, offset(cpu, dst), offset(cpu, left), offset(cpu, right))
+        stack.finish(cpu, raised, C1, pops)
+    else:
+        operate_checked(cpu, _u8(dst), _u8(left), _u8(right), op, pops)
+
+
+def _u8(number: Number) -> Bits:
+    return const(number, 8) if isinstance(number, int) else number
+
+
+@native
+def operate_checked(cpu: Cpu, dst: U8, left: U8, right: U8, op: str, pops: int) -> None:
     check_pending(cpu)
     if not has_operand(cpu, left, dst, pops):
         return
@@ -43,6 +57,16 @@ def operate_memory(cpu: Cpu, op: str, kind: str, src: Operand) -> None:
     """ST(0) := ST(0) op memory."""
     check_pending(cpu)
     value = src.read()
+    if likely(stack.ready(cpu, 0)):
+        a = offset(cpu, 0)
+        stack.finish(cpu, fp.binary_memory(cpu, op, kind, a, a, value))
+    else:
+        operate_memory_checked(cpu, value.zext(64), op, kind)
+
+
+@native
+def operate_memory_checked(cpu: Cpu, wide: U64, op: str, kind: str) -> None:
+    value = wide.trunc(fp.KINDS[kind][1])
     if not has_operand(cpu, 0, 0):
         return
     a = offset(cpu, 0)
@@ -88,11 +112,20 @@ _arithmetic("FDIVR", "divr", 7, "F8", "F0", "div")
 def _unary(name: str, encoding: str, op: str) -> None:
     @instruction(name, encoding, feature="fpu", fpu="x87")
     def run(cpu: Cpu) -> None:
-        check_pending(cpu)
-        if not has_operand(cpu, 0, 0):
-            return
-        a = offset(cpu, 0)
-        compute(cpu, a, lambda where: fp.unary(cpu, op, where, a))
+        if likely(stack.ready(cpu, 0)):
+            a = offset(cpu, 0)
+            stack.finish(cpu, fp.unary(cpu, op, a, a))
+        else:
+            unary_checked(cpu, op)
+
+
+@native
+def unary_checked(cpu: Cpu, op: str) -> None:
+    check_pending(cpu)
+    if not has_operand(cpu, 0, 0):
+        return
+    a = offset(cpu, 0)
+    compute(cpu, a, lambda where: fp.unary(cpu, op, where, a))
 
 
 _unary("FSQRT", "D9 FA", "fsqrt")
@@ -103,11 +136,11 @@ def _sign(name: str, encoding: str, clear: int, flip: int) -> None:
     @instruction(name, encoding, feature="fpu", fpu="x87")
     def run(cpu: Cpu) -> None:
         check_pending(cpu)
-        if not has_operand(cpu, 0, 0):
-            return
-        value = stack.read(cpu, 0)
-        stack.write(cpu, 0, vector([value.lane(0), (value.lane(1) & ~clear) ^ flip]))
-        stack.set_codes(cpu, C1, 0)
+        if has_operand(cpu, 0, 0):
+            at = offset(cpu, 0) + 8
+            head = cpu.s.place.load(at, 16)
+            cpu.s.place.store(at, (head & ~clear) ^ flip)
+            stack.finish(cpu, 0)
 
 
 _sign("FCHS", "D9 E0", 0, 0x8000)
@@ -118,12 +151,10 @@ _sign("FABS", "D9 E1", 0x8000, 0)
 # Codes and flags are set even if an exception is unmasked, which only keeps the stack from being popped.
 @staged
 def has_operands(cpu: Cpu, i: Number, j: Number, pops: int, flags: bool = False) -> Bits:
-    """For comparisons: an empty register is an invalid operand, and unordered; in EFLAGS if `flags`."""
+    """For comparisons: an empty register is an invalid operand, and unordered; if `flags`, that is for the caller."""
     if stack.is_empty(cpu, i) | stack.is_empty(cpu, j):
         stack.stack_fault(cpu, overflow=0)
-        if flags:
-            cpu.flags.set_all(const(0x45, 64))
-        else:
+        if not flags:
             stack.set_codes(cpu, C0 | C2 | C3, C0 | C2 | C3)
         if stack.is_masked(cpu, int(Flag.IE)):
             for _ in range(pops):
@@ -134,6 +165,15 @@ def has_operands(cpu: Cpu, i: Number, j: Number, pops: int, flags: bool = False)
 
 @staged
 def compare_registers(cpu: Cpu, i: Number, signalling: bool, pops: int) -> None:
+    if likely(stack.ready(cpu, 0, i)):
+        raised = fp.compare(cpu, offset(cpu, 0), offset(cpu, i), signalling)
+        stack.finish(cpu, raised, stack.CODES, pops)
+    else:
+        compare_registers_checked(cpu, _u8(i), signalling, pops)
+
+
+@native
+def compare_registers_checked(cpu: Cpu, i: U8, signalling: bool, pops: int) -> None:
     check_pending(cpu)
     if not has_operands(cpu, 0, i, pops):
         return
@@ -147,6 +187,15 @@ def compare_registers(cpu: Cpu, i: Number, signalling: bool, pops: int) -> None:
 def compare_with_memory(cpu: Cpu, kind: str, src: Operand, pops: int) -> None:
     check_pending(cpu)
     value = src.read()
+    if likely(stack.ready(cpu, 0)):
+        stack.finish(cpu, fp.compare_memory(cpu, kind, offset(cpu, 0), value), stack.CODES, pops)
+    else:
+        compare_with_memory_checked(cpu, value.zext(64), kind, pops)
+
+
+@native
+def compare_with_memory_checked(cpu: Cpu, wide: U64, kind: str, pops: int) -> None:
+    value = wide.trunc(fp.KINDS[kind][1])
     if not has_operands(cpu, 0, 0, pops):
         return
     raised = fp.compare_memory(cpu, kind, offset(cpu, 0), value)
@@ -158,16 +207,25 @@ def compare_with_memory(cpu: Cpu, kind: str, src: Operand, pops: int) -> None:
 @staged
 def compare_into_flags(cpu: Cpu, i: Number, signalling: bool, pops: int) -> None:
     """FCOMI and its kin: ZF, PF, CF instead of C3, C2, C0."""
+    if likely(stack.ready(cpu, 0, i)):
+        raised = fp.compare(cpu, offset(cpu, 0), offset(cpu, i), signalling)
+        stack.finish(cpu, raised & stack.FLAGS, 0, pops)
+        cpu.flags.set_all((raised >> 8).zext(64) & 0x45)  # C0, C2, C3 where CF, PF, ZF are
+    else:
+        cpu.flags.set_all(compare_into_flags_checked(cpu, _u8(i), signalling, pops))
+
+
+@native
+def compare_into_flags_checked(cpu: Cpu, i: U8, signalling: bool, pops: int) -> U64:
     check_pending(cpu)
     if not has_operands(cpu, 0, i, pops, flags=True):
-        return
+        return u64(0x45)
     raised = fp.compare(cpu, offset(cpu, 0), offset(cpu, i), signalling)
     stands = judge(cpu, raised & stack.FLAGS, BEFORE, 0)
-    codes = (raised >> 8).zext(64)  # C0, C2, C3 at bits 0, 2, 6: where CF, PF, ZF are
-    cpu.flags.set_all(codes & 0x45)
     if stands:
         for _ in range(pops):
             stack.pop(cpu)
+    return (raised >> 8).zext(64) & 0x45
 
 
 def _compare(name: str, *encodings: str, signalling: bool, pops: int, flags: bool = False) -> None:

@@ -106,7 +106,7 @@ def load_environment(cpu: Cpu, words: list[Bits]) -> None:
     s = cpu.s
     control, status, tags, ip, cs, dp, ds = words
     s.fpu_status = status.trunc(16)
-    s.fpu_tag = tags.trunc(16)
+    stack.load_tags(cpu, tags.trunc(16))
     s.fpu_ip = ip.zext(64)
     s.fpu_dp = dp.zext(64)
     s.fpu_cs = cs.trunc(16)

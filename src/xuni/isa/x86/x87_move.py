@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.isa.bits import Bits, const, lanes_of, select, u16, u64, vector
+from xuni.isa.bits import U8, U64, Bits, const, lanes_of, select, u16, u64, vector
 from xuni.isa.softfloat import Flag
-from xuni.isa.stage import staged, unlikely
+from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86 import x87_fp as fp
 from xuni.isa.x86 import x87_stack as stack
 from xuni.isa.x86.instruction import Operand, instruction
@@ -26,11 +26,20 @@ def _load(name: str, encoding: str, kind: str) -> None:
     def run(cpu: Cpu, src: Operand) -> None:
         check_pending(cpu)
         value = src.read()
-        if not has_room(cpu):
-            return
-        if compute(cpu, offset(cpu, 7), lambda where: fp.load(cpu, kind, where, value)):
-            stack.rotate(cpu, -1)
-            stack.set_valid(cpu, 0)
+        if likely(stack.ready(cpu, free=True)):
+            stack.finish_push(cpu, fp.load(cpu, kind, offset(cpu, 7), value))
+        else:
+            load_checked(cpu, value.zext(64), kind)
+
+
+@native
+def load_checked(cpu: Cpu, wide: U64, kind: str) -> None:
+    value = wide.trunc(fp.KINDS[kind][1])
+    if not has_room(cpu):
+        return
+    if compute(cpu, offset(cpu, 7), lambda where: fp.load(cpu, kind, where, value)):
+        stack.rotate(cpu, -1)
+        stack.set_valid(cpu, 0)
 
 
 _load("FLD", "D9 /0 Md", "m32")
@@ -45,19 +54,27 @@ def fld_extended(cpu: Cpu, src: Operand) -> None:
     check_pending(cpu)
     value = src.read()
     if has_room(cpu):
-        stack.push(cpu, value)
-        stack.set_codes(cpu, C1, 0)
+        cpu.s.place.store(offset(cpu, 7), value)
+        stack.finish_push(cpu, 0)
 
 
 @instruction("FLD", "D9 C0+i STi", feature="fpu", fpu="x87")
 def fld_register(cpu: Cpu, i: Operand) -> None:
     check_pending(cpu)
-    if unlikely(stack.is_empty(cpu, i.index)):
+    if likely(stack.ready(cpu, i.index, free=True)):
+        cpu.s.place.store(offset(cpu, 7), stack.read(cpu, i.index))
+        stack.finish_push(cpu, 0)
+    else:
+        fld_checked(cpu, i.index)
+
+
+@native
+def fld_checked(cpu: Cpu, i: U8) -> None:
+    if stack.is_empty(cpu, i):
         if stack.stack_fault(cpu, overflow=0):
             stack.push(cpu, INDEFINITE)
-        return
-    if has_room(cpu):
-        stack.push(cpu, stack.read(cpu, i.index))
+    elif has_room(cpu):
+        stack.push(cpu, stack.read(cpu, i))
         stack.set_codes(cpu, C1, 0)
 
 
@@ -80,8 +97,8 @@ def _constant(name: str, opcode: str, significand: int, exponent: int, up: int, 
         if has_room(cpu):
             rounding = cpu.s.fpu_control >> 10 & 3
             change = select(rounding == 2, u64(up), select(rounding == 0, u64(0), u64(down)))
-            stack.push(cpu, vector([u64(significand) + change, u64(exponent)]))
-            stack.set_codes(cpu, C1, 0)
+            cpu.s.place.store(offset(cpu, 7), vector([u64(significand) + change, u64(exponent)]))
+            stack.finish_push(cpu, 0)
 
 
 for _row in _CONSTANTS:
@@ -97,6 +114,17 @@ def probe(cpu: Cpu, memory: Operand, size: int) -> None:
 @staged
 def store(cpu: Cpu, dst: Operand, kind: str, pops: int, truncate: bool, indefinite: int) -> None:
     """ST(0) to memory, converted."""
+    if likely(stack.ready(cpu, 0)):
+        value, raised = fp.store(cpu, kind, offset(cpu, 0), truncate)
+        forget_new(cpu, raised)
+        dst.write(value)
+        stack.finish(cpu, raised, C1, pops)
+    else:
+        store_checked(cpu, dst, kind, pops, truncate, indefinite)
+
+
+@staged
+def store_checked(cpu: Cpu, dst: Operand, kind: str, pops: int, truncate: bool, indefinite: int) -> None:
     check_pending(cpu)
     if unlikely(stack.is_empty(cpu, 0)):
         empty_store(cpu, dst, const(indefinite, dst.width), pops)
@@ -187,8 +215,7 @@ def fstp_extended(cpu: Cpu, dst: Operand) -> None:
         empty_store(cpu, dst, INDEFINITE, 1)
         return
     dst.write(stack.read(cpu, 0))
-    stack.set_codes(cpu, C1, 0)
-    stack.pop(cpu)
+    stack.finish(cpu, 0, C1, 1)
 
 
 def _store_register(name: str, *encodings: str, pops: int) -> None:
@@ -197,9 +224,7 @@ def _store_register(name: str, *encodings: str, pops: int) -> None:
         check_pending(cpu)
         if has_operand(cpu, 0, i.index, pops):
             stack.write(cpu, i.index, stack.read(cpu, 0))
-            stack.set_codes(cpu, C1, 0)
-            for _ in range(pops):
-                stack.pop(cpu)
+            stack.finish(cpu, 0, C1, pops)
 
 
 _store_register("FST", "DD D0+i STi", pops=0)
@@ -212,16 +237,27 @@ _store_register("FSTP", "DD D8+i STi", "D9 D8+i STi", "DF D0+i STi", "DF D8+i ST
 def fxch(cpu: Cpu, i: Operand) -> None:
     check_pending(cpu)
     if unlikely(stack.is_empty(cpu, 0) | stack.is_empty(cpu, i.index)):
-        if not stack.stack_fault(cpu, overflow=0):
-            return
+        fill_empty(cpu, i.index)
+    else:
+        first, second = offset(cpu, 0), offset(cpu, i.index)
+        a, b = cpu.s.place.load(first, 64, 2), cpu.s.place.load(second, 64, 2)
+        cpu.s.place.store(first, b)
+        cpu.s.place.store(second, a)
+        stack.finish(cpu, 0)
+
+
+@native
+def fill_empty(cpu: Cpu, i: U8) -> None:
+    """FXCH with an empty register: the default NaN takes its place."""
+    if stack.stack_fault(cpu, overflow=0):
         if stack.is_empty(cpu, 0):
             stack.write(cpu, 0, INDEFINITE)
-        if stack.is_empty(cpu, i.index):
-            stack.write(cpu, i.index, INDEFINITE)
-    a, b = stack.read(cpu, 0), stack.read(cpu, i.index)
-    stack.write(cpu, 0, b)
-    stack.write(cpu, i.index, a)
-    stack.set_codes(cpu, C1, 0)
+        if stack.is_empty(cpu, i):
+            stack.write(cpu, i, INDEFINITE)
+        a, b = stack.read(cpu, 0), stack.read(cpu, i)
+        stack.write(cpu, 0, b)
+        stack.write(cpu, i, a)
+        stack.set_codes(cpu, C1, 0)
 
 
 # -- the stack pointer and tags ----------------------------------------------------------------------------------------

@@ -1,17 +1,17 @@
 """The x87 register stack, its status and tags, SDM vol. 1, chapter 8.
 
 `s.st[n]` is physical register n as two lanes of 64 bits: the significand, and the exponent with the sign in the low 16
-bits of the upper lane. ST(i) is physical register `TOP + i` modulo 8. In `s.fpu_tag` only "empty" (3) counts while
-programs run; what distinguishes the other tags is read off the registers when the tag word is stored (`full_tags`).
+bits of the upper lane. ST(i) is physical register `TOP + i` modulo 8. `s.fpu_tag` keeps 3 for empty registers and 0 for
+all others; what distinguishes these is read off the registers when the tag word is stored (`full_tags`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.isa.bits import Bits, const, lanes_of, select, u16
+from xuni.isa.bits import U8, Bits, const, lanes_of, select, u16
 from xuni.isa.softfloat import Flag
-from xuni.isa.stage import staged, unlikely
+from xuni.isa.stage import native, staged, unlikely
 from xuni.isa.x86.state import State
 
 if TYPE_CHECKING:
@@ -49,16 +49,29 @@ def write(cpu: Cpu, i: Bits | int, value: Bits) -> None:
     set_valid(cpu, i)
 
 
+def _tag_place(cpu: Cpu, i: Bits | int) -> Bits:
+    """How far left the tag of ST(i) is in the tag word; rotations take it modulo 16."""
+    number = i if isinstance(i, int) else i.zext(16)
+    return ((cpu.s.fpu_status >> 11) + number) << 1
+
+
 def is_empty(cpu: Cpu, i: Bits | int) -> Bits:
-    return (cpu.s.fpu_tag >> (physical(cpu, i) << 1)) & 3 == 3
+    """One bit of the tag tells: it is 0 or 3."""
+    return cpu.s.fpu_tag.rotr(_tag_place(cpu, i))[0]
 
 
 def set_valid(cpu: Cpu, i: Bits | int) -> None:
-    cpu.s.fpu_tag = cpu.s.fpu_tag & ~(u16(3) << (physical(cpu, i) << 1))
+    cpu.s.fpu_tag = cpu.s.fpu_tag & u16(0xFFFC).rotl(_tag_place(cpu, i))
 
 
 def set_empty(cpu: Cpu, i: Bits | int) -> None:
-    cpu.s.fpu_tag = cpu.s.fpu_tag | u16(3) << (physical(cpu, i) << 1)
+    cpu.s.fpu_tag = cpu.s.fpu_tag | u16(3).rotl(_tag_place(cpu, i))
+
+
+def load_tags(cpu: Cpu, word: Bits) -> None:
+    """Set the tag word from one with all four kinds of tags."""
+    empty = word & (word >> 1) & 0x5555
+    cpu.s.fpu_tag = empty | empty << 1
 
 
 def rotate(cpu: Cpu, by: int) -> None:
@@ -76,6 +89,32 @@ def push(cpu: Cpu, value: Bits) -> None:
     """A new ST(0); the caller has found that there is room."""
     rotate(cpu, -1)
     write(cpu, 0, value)
+
+
+# -- the hot path: all exceptions are masked, so none is pending, and the registers are as the instruction needs them --
+def ready(cpu: Cpu, *used: Bits | int, free: bool = False) -> Bits:
+    """Whether all exceptions are masked, the registers ST(i) are in use and, if `free`, a value may be pushed."""
+    fine = is_masked(cpu)
+    for i in used:
+        fine = fine & ~is_empty(cpu, i)
+    return fine & is_empty(cpu, 7) if free else fine
+
+
+def finish(cpu: Cpu, raised: Bits | int, clears: int = C1, pops: int = 0) -> None:
+    """Add flags and codes, then pop."""
+    status = cpu.s.fpu_status
+    result = status & ~clears | raised
+    if pops:
+        cpu.s.fpu_tag = cpu.s.fpu_tag | u16((1 << 2 * pops) - 1).rotl(_tag_place(cpu, 0))
+        result = (result & ~TOP) | ((status + (pops << 11)) & TOP)
+    cpu.s.fpu_status = result
+
+
+def finish_push(cpu: Cpu, raised: Bits | int, clears: int = C1) -> None:
+    """Add flags and codes; what lies in ST(7) is the new ST(0)."""
+    status = cpu.s.fpu_status
+    cpu.s.fpu_tag = cpu.s.fpu_tag & u16(0xFFFC).rotl(_tag_place(cpu, 7))
+    cpu.s.fpu_status = (status & ~(clears | TOP)) | raised | ((status + (7 << 11)) & TOP)
 
 
 # -- status ------------------------------------------------------------------------------------------------------------
@@ -116,22 +155,32 @@ def stack_fault(cpu: Cpu, overflow: Bits | int) -> Bits:
 def has_operand(cpu: Cpu, i: Bits | int, result: Bits | int, pops: int = 0) -> Bits:
     """Whether ST(i) is in use. If not: the response to a stack underflow, with the default NaN in ST(result)."""
     if unlikely(is_empty(cpu, i)):
-        if stack_fault(cpu, overflow=0):
-            write(cpu, result, INDEFINITE)
-            for _ in range(pops):
-                pop(cpu)
+        underflow(cpu, const(result, 8) if isinstance(result, int) else result, pops)
         return const(0, 1)
     return const(1, 1)
+
+
+@native
+def underflow(cpu: Cpu, result: U8, pops: int) -> None:
+    if stack_fault(cpu, overflow=0):
+        write(cpu, result, INDEFINITE)
+        for _ in range(pops):
+            pop(cpu)
 
 
 @staged
 def has_room(cpu: Cpu) -> Bits:
     """Whether a value may be pushed. If not: the response to a stack overflow, which pushes the default NaN."""
     if unlikely(~is_empty(cpu, 7)):
-        if stack_fault(cpu, overflow=1):
-            push(cpu, INDEFINITE)
+        overflow(cpu)
         return const(0, 1)
     return const(1, 1)
+
+
+@native
+def overflow(cpu: Cpu) -> None:
+    if stack_fault(cpu, overflow=1):
+        push(cpu, INDEFINITE)
 
 
 # -- tags --------------------------------------------------------------------------------------------------------------
