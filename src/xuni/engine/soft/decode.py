@@ -522,12 +522,17 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
     if unlikely(e.execute != (linear & ~OFFSET)):
         host_page, frame = fetch_page(cpu, linear)
     host = host_page + offset
-    bucket = cpu.at(bucket_of(cpu, host, mode))
+    link = bucket_of(cpu, host, mode)
+    bucket = cpu.at(link)
     trace = bucket.load(0, 64)
     while trace != 0:
         t = cpu.struct(Trace, trace)
         if (t.host == host) & (t.mode == mode.trunc(32)) & (t.dead == 0):
             break
+        if t.dead != 0:  # code that changes again and again must not make this chain long
+            cpu.at(link).store(0, t.hash_next)
+        else:
+            link = trace + Trace.offset_of("hash_next")
         trace = t.hash_next
     if trace == 0:
         if frame == 0:
