@@ -348,3 +348,22 @@ def test_sysenter_and_sysexit() -> None:
     system_exit(t.cpu, 64)
     assert t.where == (8 + 32 | 3, 0x400, 3) and t.cpu.long
 
+
+
+def test_syscall_outside_64_bit_mode_is_amds() -> None:
+    t = Tables.long(3)
+    s = t.cpu.s
+    s.efer = int(s.efer) | Efer.SCE
+    s.seg_attr[Seg.CS] = int(s.seg_attr[Seg.CS]) & ~Attr.L | Attr.DB
+    s.star, s.cstar = 0x0023_0010 << 32, 0x7000
+    assert fault_of(t.cpu, lambda: system_call(t.cpu, u64(NEXT))) == (Vector.UD, 0)
+    t.cpu.features.add("amd")
+    system_call(t.cpu, u64(NEXT))
+    assert t.where == (0x10, 0x7000, 0) and t.cpu.long
+    t = Tables.protected(3)
+    t.cpu.features.add("amd")
+    t.cpu.s.efer, t.cpu.s.star = int(Efer.SCE), 0x0023_0010 << 32 | 0x5000
+    system_call(t.cpu, u64(NEXT))
+    assert t.where == (0x10, 0x5000, 0)
+    system_return(t.cpu, 32)
+    assert t.where == (0x23, NEXT, 3) and int(t.cpu.s.eflags) & IF

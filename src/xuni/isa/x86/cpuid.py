@@ -32,6 +32,8 @@ MAX_EXTENDED: Final = 0x80000008
 
 VENDOR: Final = b"GenuineIntel"
 SIGNATURE: Final = 0x000106CA  # family 6, model 1CH, stepping 10
+AMD_VENDOR: Final = b"AuthenticAMD"
+AMD_SIGNATURE: Final = 0x00000F61  # family 15, model 6, stepping 1
 BRAND: Final = b"xuni virtual CPU"
 HYPERVISOR_VENDOR: Final = b"XuniXuniXuni"
 TSC_KHZ: Final = 1_000_000
@@ -116,13 +118,15 @@ def build_cpuid_table(features: frozenset[str], cpus: int = 1, physical_bits: in
         return bits.get((leaf, subleaf), [0, 0, 0, 0])[register]
 
     a, b, c, d = Register
-    vendor, hypervisor = _words(VENDOR), _words(HYPERVISOR_VENDOR)
+    amd = "amd" in features
+    vendor, hypervisor = _words(AMD_VENDOR if amd else VENDOR), _words(HYPERVISOR_VENDOR)
+    signature = AMD_SIGNATURE if amd else SIGNATURE
     core_bits = (cpus - 1).bit_length()
     many = 1 << 28 if cpus > 1 else 0
     linear_bits = 57 if "la57" in features else 48
     rows = [
         CpuidRow(0, None, MAX_BASIC, vendor[0], vendor[2], vendor[1]),
-        CpuidRow(1, None, SIGNATURE, CACHE_LINE // 8 << 8 | cpus << 16, announced(1, c), announced(1, d) | many),
+        CpuidRow(1, None, signature, CACHE_LINE // 8 << 8 | cpus << 16, announced(1, c), announced(1, d) | many),
         CpuidRow(2, None, 0x00FEFF01),  # see leaf 4
         *_caches(cpus),
         CpuidRow(6, None, announced(6, a)),
@@ -142,7 +146,7 @@ def build_cpuid_table(features: frozenset[str], cpus: int = 1, physical_bits: in
         ]
     name = _words(brand[:47].ljust(48, b"\0"))
     rows += [
-        CpuidRow(EXTENDED, None, MAX_EXTENDED),
+        CpuidRow(EXTENDED, None, MAX_EXTENDED, *((vendor[0], vendor[2], vendor[1]) if amd else ())),
         CpuidRow(EXTENDED + 1, None, 0, 0, announced(EXTENDED + 1, c), announced(EXTENDED + 1, d)),
         *(CpuidRow(EXTENDED + 2 + n, None, *name[4 * n : 4 * n + 4]) for n in range(3)),
         CpuidRow(EXTENDED + 6, None, 0, 0, 1024 << 16 | 8 << 12 | CACHE_LINE),

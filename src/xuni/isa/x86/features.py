@@ -34,6 +34,9 @@ class Feature:
     requires: tuple[str, ...]
 
 
+# What CPUID says by its vendor string: SYSCALL exists outside 64-bit mode too.
+_SILENT: Final = ("amd",)
+
 # name [< what it requires], bit; a leading "-" turns a row off by default. One line a CPUID register.
 _ROWS: Final = {
     (1, 0, Register.EDX): """
@@ -58,6 +61,8 @@ _ROWS: Final = {
 
 def _table() -> tuple[Feature, ...]:
     found = [Feature(0, "base", 0, 0, Register.EAX, -1, True, ())]
+    for name in _SILENT:
+        found.append(Feature(len(found), name, 0, 0, Register.EAX, -1, False, ()))
     for (leaf, subleaf, register), text in _ROWS.items():
         words = text.split()
         for word, bit in zip(words[::2], words[1::2], strict=True):

@@ -1,6 +1,7 @@
 """Fast system calls: SYSCALL and SYSRET, SYSENTER and SYSEXIT, SDM vol. 2 and vol. 3, 5.8.7 and 5.8.8.
 
-Intel's rules: SYSCALL and SYSRET exist in 64-bit mode only. Segments are loaded with fixed values, not from a table.
+Intel's rules: SYSCALL and SYSRET exist in 64-bit mode only. With the feature `amd` they exist in protected mode too
+(AMD64 Architecture Programmer's Manual, vol. 3). Segments are loaded with fixed values, not from a table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.frames import arrive, cancel_trap, eflags_image, set_eflags, set_rsp
 from xuni.isa.x86.instruction import instruction
-from xuni.isa.x86.segment import is_canonical, is_ia32e, require_cpl0, set_segment
+from xuni.isa.x86.segment import is_64bit, is_canonical, is_ia32e, is_protected, require_cpl0, set_segment
 from xuni.isa.x86.state import Attr, Cr0, Efer, Eflags, Gpr, Seg
 
 _CODE: Final = int(Attr.G | Attr.P | Attr.S) | 0xB  # flat, readable, accessed
@@ -32,12 +33,23 @@ def _flat(cpu: Cpu, code: Bits, code_size: Bits | int, stack: Bits, level: int) 
     s.cpl = level
 
 
+@staged
+def _require_sce(cpu: Cpu) -> None:
+    """#UD where SYSCALL and SYSRET do not exist."""
+    elsewhere = cpu.has_feature("amd") & is_protected(cpu)
+    if ((cpu.s.efer & Efer.SCE) == 0) | ~(is_64bit(cpu) | elsewhere):
+        raise GuestFault(cpu, Vector.UD)
+
+
 @native
 def system_call(cpu: Cpu, next_rip: U64) -> None:
-    """SYSCALL: RCX and R11 get RIP and RFLAGS, LSTAR says where to."""
+    """SYSCALL: RCX and R11 get RIP and RFLAGS, LSTAR says where to (CSTAR from compatibility mode)."""
     s = cpu.s
-    if (s.efer & Efer.SCE) == 0:
-        raise GuestFault(cpu, Vector.UD)
+    _require_sce(cpu)
+    if ~is_ia32e(cpu):
+        _call_legacy(cpu, next_rip)
+        return
+    target = select(is_64bit(cpu), s.lstar, s.cstar)
     flags = eflags_image(cpu) & ~u64(Eflags.RF)
     if (s.sfmask & Eflags.TF) != 0:
         cancel_trap(cpu)
@@ -46,15 +58,25 @@ def system_call(cpu: Cpu, next_rip: U64) -> None:
     selector = s.star >> 32 & 0xFFFC
     _flat(cpu, selector, int(Attr.L), selector + 8, 0)
     set_eflags(cpu, flags & ~s.sfmask)
-    arrive(cpu, s.lstar)
+    arrive(cpu, target)
+
+
+@native
+def _call_legacy(cpu: Cpu, next_rip: U64) -> None:
+    """SYSCALL outside IA-32e mode: to the EIP in STAR, nothing is kept but the return address."""
+    s = cpu.s
+    s.gpr[Gpr.RCX] = next_rip
+    selector = s.star >> 32 & 0xFFFC
+    _flat(cpu, selector, int(Attr.DB), selector + 8, 0)
+    s.eflags = s.eflags & ~int(Eflags.VM | Eflags.IF | Eflags.RF)
+    arrive(cpu, s.star & 0xFFFFFFFF)
 
 
 @native
 def system_return(cpu: Cpu, size: int) -> None:
     """SYSRET to 64-bit (`size` 64) or compatibility mode."""
     s = cpu.s
-    if (s.efer & Efer.SCE) == 0:
-        raise GuestFault(cpu, Vector.UD)
+    _require_sce(cpu)
     require_cpl0(cpu)
     rip = s.gpr[Gpr.RCX]
     selector = s.star >> 48 & 0xFFFF
@@ -65,7 +87,7 @@ def system_return(cpu: Cpu, size: int) -> None:
     else:
         rip = rip & 0xFFFFFFFF
         _flat(cpu, selector, int(Attr.DB), selector + 8, 3)
-    set_eflags(cpu, s.gpr[Gpr.R11] & _RETURNED)
+    set_eflags(cpu, select(is_ia32e(cpu), s.gpr[Gpr.R11] & _RETURNED, eflags_image(cpu) | Eflags.IF))
     arrive(cpu, rip)
 
 
@@ -105,12 +127,12 @@ def system_exit(cpu: Cpu, size: int) -> None:
     arrive(cpu, rip)
 
 
-@instruction("SYSCALL", "0F 05 o64", feature="syscall", ends=True)
+@instruction("SYSCALL", "0F 05", feature="syscall", ends=True)
 def syscall(cpu: Cpu) -> None:
     system_call(cpu, cpu.next_rip)
 
 
-@instruction("SYSRET", "0F 07 o64", feature="syscall", ends=True)
+@instruction("SYSRET", "0F 07", feature="syscall", ends=True)
 def sysret(cpu: Cpu) -> None:
     system_return(cpu, 64 if cpu.osize == 64 else 32)
 
