@@ -78,6 +78,9 @@ class BareCpu(Cpu):
         at = self._check(offset, size, True)
         self.memory[at : at + size] = whole.to_bytes(size, "little")
 
+    def probe_write(self, segment: int | Bits, offset: Bits, size: int) -> None:
+        self._check(offset, size, True)
+
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
         self._check(offset, 1, write)
         return const(0, 64), const(0, 64)

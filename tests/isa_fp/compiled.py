@@ -90,6 +90,9 @@ class CompiledCpu(Cpu):
     def store(self, segment: int | Bits, offset: Bits, value: Bits) -> None:
         self.at(self._check(offset, value.width * value.lanes // 8, True)).store(0, value)
 
+    def probe_write(self, segment: int | Bits, offset: Bits, size: int) -> None:
+        self._check(offset, size, True)
+
     @staged
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
         self._check(offset, 1, write)

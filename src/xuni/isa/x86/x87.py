@@ -22,7 +22,7 @@ Number = Bits | int  # of a stack register
 
 
 # -- arithmetic --------------------------------------------------------------------------------------------------------
-# Each operation has a hot path, and a native function for all cases. The first changes nothing but what the second would.
+# Each operation has a hot path, and a native function for all cases, which gives the same where both apply.
 @staged
 def operate(cpu: Cpu, op: str, dst: Number, left: Number, right: Number, pops: int) -> None:
     """ST(dst) := ST(left) op ST(right)."""

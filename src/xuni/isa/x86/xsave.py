@@ -34,17 +34,17 @@ def open_image(cpu: Cpu, memory: Operand, size: int, alignment: int, write: bool
     if room >= size:
         action(Direct(cpu.at(pointer)))
     else:
-        touch(cpu, segment, offset, write)
-        touch(cpu, segment, offset + (size - 1), write)
+        touch(cpu, segment, offset, size, write)
         action(Through(cpu, segment, offset))
 
 
-def touch(cpu: Cpu, segment: Bits, offset: Bits, write: bool) -> None:
-    """Fault now if an access would."""
+def touch(cpu: Cpu, segment: Bits, offset: Bits, size: int, write: bool) -> None:
+    """Fault now if an access to any of `size` bytes would."""
     if write:
-        cpu.window(segment, offset, True)
+        cpu.probe_write(segment, offset, size)
     else:
         cpu.load(segment, offset, 8)
+        cpu.load(segment, ((offset + (size - 1)) & ~0xFFF).umax(offset), 8)
 
 
 @staged
@@ -101,8 +101,7 @@ def touch_extended(cpu: Cpu, components: Bits, compact: bool, segment: Bits, off
     """Touch the extended region: PKRU is its only component."""
     if components[PKRU]:
         at = EXTENDED if compact else PKRU_OFFSET
-        touch(cpu, segment, offset + at, write)
-        touch(cpu, segment, offset + (at + 7), write)
+        touch(cpu, segment, offset + at, 8, write)
 
 
 def _save(name: str, encoding: str, kind: int, feature: str) -> None:
