@@ -110,7 +110,8 @@ def native(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         if not _ACTIVE:
-            return function(*args, **kwargs)
+            cpu: Any = args[0]
+            return function(cpu.outside, *args[1:], **kwargs)  # type: ignore[arg-type]
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return cast(R, _ACTIVE[-1].call_native(function, bound.arguments))

@@ -158,8 +158,7 @@ def _compile_chunk(first: int, count: int) -> tuple[int, Any, bytes]:
         bodies.append(text)
         declarations |= handler.declarations
     code = compile_ir(module_text(bodies, declarations, set(generated.handlers)))
-    leaves = [(p.flags, p.imm, p.reg_kind, p.rm_kind, p.osize, p.fpu, p.rep, p.condition, p.names, p.feature)
-              for p in generated.leaves]
+    leaves = [leaf.packed() for leaf in generated.leaves]
     meta = {name: (h.effect, h.updates) for name, h in generated.handlers.items()}
     natives = [(n.function.__module__, n.function.__qualname__, n.static) for n in generated.natives.values()]
     return first, (leaves, meta, natives, generated.fusions), code

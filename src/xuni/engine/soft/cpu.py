@@ -33,6 +33,21 @@ class SoftCpu(Cpu):
         """The decoded operation being executed."""
         return self.struct(Op, self.s.uop)
 
+    # -- what only a back end can do ------------------------------------------------------------------------------------
+    def attempt(self, function: Callable[..., None]) -> Bits:
+        """Call a native function of the CPU alone; 0, or the code of what unwound."""
+        raise NotImplementedError
+
+    def enter(self) -> None:
+        """Run handlers, beginning with the Op in the state."""
+        raise NotImplementedError
+
+    def load_fpu(self) -> None:
+        """Before handlers run: let the guest's control settings hold, with all exceptions masked."""
+
+    def save_fpu(self) -> None:
+        """After handlers ran: bring the guest's exception flags into the state."""
+
     # -- records -------------------------------------------------------------------------------------------------------
     def struct(self, kind: type[S], pointer: Bits) -> S:
         """A record at a host address."""
@@ -271,6 +286,15 @@ class SoftCpu(Cpu):
     def shutdown(self) -> NoReturn:
         memory.shutdown(self)
 
+    def random(self) -> Bits:
+        # splitmix64 over a seed from the host's entropy: the guest mixes what it gets with its own.
+        s = self.s
+        s.random_seed = s.random_seed + 0x9E3779B97F4A7C15
+        z = s.random_seed
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
+        z = (z ^ z >> 27) * 0x94D049BB133111EB
+        return z ^ z >> 31
+
     def has_feature(self, name: str) -> Bits:
         number = BY_NAME[name].number
         return self.s.features[number // 64][number % 64]
@@ -356,15 +380,6 @@ class StagedCpu(SoftCpu):
         s.fpu_host[0] = 0x1F80
         s.fpu_host[1] = 0x37F
         code.emit(f'call void asm sideeffect "ldmxcsr {at}($0); fldcw {at + 8}($0)", "r,~{{memory}},~{{fpsr}}"(ptr %s)')
-
-    def random(self) -> Bits:
-        # splitmix64 over a seed from the host's entropy: the guest mixes what it gets with its own.
-        s = self.s
-        s.random_seed = s.random_seed + 0x9E3779B97F4A7C15
-        z = s.random_seed
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9
-        z = (z ^ z >> 27) * 0x94D049BB133111EB
-        return z ^ z >> 31
 
     def divide(self, high: Bits, low: Bits, divisor: Bits, is_signed: bool) -> tuple[Bits, Bits]:
         width = low.width

@@ -13,23 +13,23 @@ calls. Handlers whose instruction `ends` a trace by anything but a jump return t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 
 from xuni.engine.soft.cpu import StagedCpu
-from xuni.engine.soft.decode import jump_slot
+from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.operands import Memory, make
 from xuni.engine.soft.records import OP_SIZE, PAGE, PRODUCERS, TLB_ENTRIES, Effect, Form, Mode, Op, TlbEntry
 from xuni.isa.bits import Bits, select, u64
 from xuni.isa.llvm import Function
-from xuni.isa.stage import Native, Stage, Unreachable, likely, staged, unlikely
+from xuni.isa.stage import Native, Stage, Unreachable, staged, unlikely
 from xuni.isa.struct import StagedPlace
 from xuni.isa.x86.encodings import Encoding
 from xuni.isa.x86.exceptions import GuestFault, Vector
-from xuni.isa.x86.instruction import Definition
+from xuni.isa.x86.instruction import Definition, Operand
 from xuni.isa.x86.state import Cr0, Cr4, State
 
 SIGNATURE: Final = "ptr %s, ptr %u, i64 %n, i64 %fa, i64 %fk, i64 %fb, ptr %t"
@@ -38,7 +38,7 @@ CC: Final = "preserve_nonecc"
 PAGE_OFFSET: Final = PAGE - 1
 
 
-class HandlerCpu(StagedCpu):
+class HandlerCpu(Endings, StagedCpu):
     """Emits one handler."""
 
     def __init__(self, stage: Stage, *, inline: bool, cold: bool) -> None:
@@ -97,10 +97,6 @@ class HandlerCpu(StagedCpu):
         if self.inline and not getattr(function, "__pure__", False):
             self.sync()
 
-    @property
-    def iteration_limit(self) -> Bits:
-        return select(self.n == 0, u64(1), u64(4096))
-
     # -- ending --------------------------------------------------------------------------------------------------------
     def _flags(self) -> tuple[Bits, Bits, Bits]:
         registers = self.stage.code.registers
@@ -109,7 +105,7 @@ class HandlerCpu(StagedCpu):
         s = self.s
         return s.flag_a, s.flag_kind, s.flag_b
 
-    def _note_effect(self) -> None:
+    def note_effect(self) -> None:
         registers = self.stage.code.registers
         effect = int(Effect.UNKNOWN)
         if "flag_kind" in registers:
@@ -128,106 +124,36 @@ class HandlerCpu(StagedCpu):
         code.emit(f"musttail call {CC} void {handler}(ptr %s, ptr {op}, i64 {lift(n)}, i64 {a}, i64 {kind}, i64 {b}, ptr {tlb})")
         code.end("ret void")
 
-    def dispatch(self, op: str, n: Bits) -> None:
-        """Continue with an Op."""
+    def _go(self, op: str, n: Bits) -> None:
         handler = self.stage.code.value(f"load ptr, ptr {op}")
         self.tail(handler, op, n)
 
+    def dispatch(self, op: Bits, n: Bits) -> None:
+        self._go(self._pointer(op), n)
+
+    def again(self, n: Bits) -> None:
+        self._go("%u", n)
+
     def next(self) -> None:
-        """Continue with the Op behind this one."""
-        self._note_effect()
+        self.note_effect()
         code = self.stage.code
-        self.dispatch(code.value(f"getelementptr i8, ptr {self.u}, i64 {OP_SIZE}"), self.n)
+        self._go(code.value(f"getelementptr i8, ptr {self.u}, i64 {OP_SIZE}"), self.n)
 
     def common(self, name: str, n: Bits) -> None:
-        """Continue with a handler that all share (glue.py)."""
         self.stage.code.declare(f"declare dso_local {CC} void @{name}{TYPES}")
         self.tail(f"@{name}", self.u, n)
 
     def retry(self) -> None:
         code = self.stage.code
         code.registers.update({name: self.entry[name] for name in code.registers})
-        self.dispatch("%u", self.n)
+        self.again(self.n)
 
-    def _retired(self, count: int) -> Bits:
-        """The budget after the instructions of the trace up to and including this one."""
-        return self.n - (self.op.index.zext(64) + count)
-
-    @staged
-    def branch(self, taken: Bits) -> None:
-        self._note_effect()
-        self.ended = True
-        if taken:
-            self.check_branch()
-            self.transfer(1)
-        else:
-            self.next()
-
-    @staged
-    def transfer(self, count: int) -> None:
-        """To the target in `imm`: through the link, or through the jump cache."""
-        self.ended = True
-        n = self._retired(count)
-        if self.form == 0:
-            if likely(n.sge(0)):
-                link = self.op.place.load(Op.offset_of("disp"), 64)
-                if likely(link != 0):
-                    self.dispatch(self._pointer(link), n)
-                else:
-                    self.s.rip = self._branch_target()
-                    self.common("link_miss", n)
-            else:
-                self.s.rip = self._branch_target()
-                self.common("leave", n)
-        else:
-            self._jump_cached(self._branch_target(), n)
-
-    def _branch_target(self) -> Bits:
-        return self._target(self.s.rip_base + self.op.imm)
-
-    def check_branch(self) -> None:
-        if not self.long:  # in 64-bit mode, the target itself faults
-            self.check_target(self._branch_target())
-
-    @staged
-    def jump(self, target: Bits) -> None:
-        self.ended = True
-        self._note_effect()
-        self._jump_cached(self._target(target), self._retired(1))
-
-    @staged
-    def _jump_cached(self, target: Bits, n: Bits) -> None:
-        entry = self.s.jump_cache + jump_slot(target)
-        place = self.at(entry)
-        if likely((place.load(0, 64) == (target ^ self.s.jump_generation)) & n.sge(0)):
-            op = self._pointer(place.load(8, 64))
-            offset = Op(StagedPlace(self.stage, op)).offset.zext(64)
-            self.s.rip_base = target - offset
-            self.dispatch(op, n)
-        else:
-            self.s.rip = target
-            self.common("jump_miss", n)
-
-    def leave(self) -> None:
-        """Return to the loop: RIP is in the state."""
-        self.ended = True
-        self._note_effect()
+    def finish(self) -> None:
         s = self.s
-        s.uop = 0
-        s.budget = self._retired(1)
         a, kind, b = self._flags()
         if "flag_kind" in self.stage.code.registers:
             s.flag_a, s.flag_kind, s.flag_b = a, kind, b
         self.stage.code.end("ret void")
-
-    @staged
-    def repeat(self) -> None:
-        n = self.n - 1
-        if likely(n.sge(0)):
-            self.dispatch("%u", n)
-        else:
-            self.s.rip = self.rip
-            self.common("leave", self.n - self.op.index.zext(64) - 1)
 
     # -- memory inline -------------------------------------------------------------------------------------------------
     def _direct(self, address: Bits, size: int, write: bool) -> Bits:
@@ -336,7 +262,7 @@ def stale(cpu: Any) -> None:
     rip = cpu.s.rip_base + cpu.op.offset.zext(64)
     cpu.s.rip = select((cpu.s.mode & Mode.SIZE) == 2, rip, rip & 0xFFFFFFFF)
     cpu.ended = True
-    cpu.common("jump_miss", cpu._retired(0))
+    cpu.common("jump_miss", cpu.retired(0))
 
 
 # In this order: the decoder relies on 0 and on `records.Fpu`.
@@ -375,13 +301,46 @@ class Handler:
 SIZES: Final = (16, 32, 64)
 
 
+def returns(definition: Definition) -> bool:
+    """Whether handlers of an instruction return to the loop."""
+    return definition.ends and definition.name not in INLINE_ENDS
+
+
+def is_cold(definition: Definition) -> bool:
+    """Whether handlers of an instruction keep the flags in the state."""
+    return definition.cold or returns(definition)
+
+
+def reaches_memory(encoding: Encoding, shape: Shape) -> bool:
+    """Whether the form of a shape is that of a memory operand."""
+    return shape.form != Form.REGISTER and any(c[0] in "EMWQ" and c not in ("1",) for c in encoding.operands)
+
+
+def set_up(cpu: Endings, definition: Definition, encoding: Encoding, shape: Shape, updates: Sequence[bool]) -> list[Operand]:
+    """Give a processor what is static in one handler, and make the operands."""
+    in_memory = reaches_memory(encoding, shape)
+    cpu.long, cpu.osize = shape.long, SIZES[shape.osize]
+    cpu.asize = SIZES[shape.form] if not in_memory and shape.form < 3 else 64
+    cpu.lock = definition.lock and (shape.variant == 1 or definition.name == "XCHG")
+    cpu.updating = definition.lock
+    cpu.rep = ("", "rep" if definition.rep == "rep" else "repe", "repne")[shape.variant] if definition.rep else ""
+    form = Form(shape.form) if in_memory else Form.REGISTER
+    operands = [make(c, cpu, form, u) for c, u in zip(encoding.operands, updates, strict=True)]
+    cpu.form, cpu.closing = shape.form, False
+    return operands
+
+
+def set_up_special(cpu: Endings) -> None:
+    """The same for one of SPECIALS."""
+    cpu.long, cpu.osize, cpu.asize, cpu.closing = False, 64, 64, True
+
+
 def emit(handler: Handler, on_native: Callable[[Native], None], fused: Handler | None = None) -> HandlerCpu:
     """Generate the text of a handler (of two, for a fused pair). The CPU object says what mattered."""
     definition, encoding, shape = handler.definition, handler.encoding, handler.shape
     assert definition is not None and encoding is not None and shape is not None
-    cold = definition.cold or (definition.ends and definition.name not in INLINE_ENDS)
-    in_memory = shape.form != Form.REGISTER and any(c[0] in "EMWQ" and c not in ("1",) for c in encoding.operands)
-    general = in_memory and shape.form == Form.GENERAL
+    cold = is_cold(definition)
+    general = reaches_memory(encoding, shape) and shape.form == Form.GENERAL
     inline = not cold and not handler.slow and not general
     reads_memory = False
     updates = [False] * len(encoding.operands)
@@ -391,21 +350,12 @@ def emit(handler: Handler, on_native: Callable[[Native], None], fused: Handler |
         with stage.active():
             cpu = HandlerCpu(stage, inline=inline, cold=cold)
             stage.cpu = cpu
-            cpu.long, cpu.osize = shape.long, SIZES[shape.osize]
-            cpu.asize = SIZES[shape.form] if not in_memory and shape.form < 3 else 64
-            cpu.lock = definition.lock and shape.variant == 1
-            cpu.updating = definition.lock
-            cpu.rep = ("", "rep" if definition.rep == "rep" else "repe", "repne")[shape.variant] if definition.rep else ""
-            if definition.name == "XCHG" and definition.lock:
-                cpu.lock = True
             kind = PRODUCERS[shape.producer]
             if kind is not None and "flag_kind" in out.registers:
                 out.registers["flag_kind"] = u64(kind)
-            form = Form(shape.form) if in_memory else Form.REGISTER
-            operands = [make(c, cpu, form, u) for c, u in zip(encoding.operands, updates, strict=True)]
-            cpu.form = shape.form
+            operands = set_up(cpu, definition, encoding, shape, updates)
             cpu.accessed.clear()
-            ends = definition.ends and definition.name not in INLINE_ENDS
+            ends = returns(definition)
             if ends:
                 cpu.s.rip = cpu.next_rip
             with suppress(Unreachable):
@@ -445,20 +395,11 @@ def emit_special(number: int, on_native: Callable[[Native], None]) -> Handler:
     stage = Stage(out, on_native=on_native)
     with stage.active():
         cpu = HandlerCpu(stage, inline=number in (5, 6, 8), cold=False)
-        cpu.long = False
-        cpu.osize = 64
-        cpu.asize = 64
-        cpu._branch_target = lambda: _closing_target(cpu)  # type: ignore[method-assign]
+        set_up_special(cpu)
         with suppress(Unreachable):
             run(cpu)
     handler.text, handler.declarations = out.text(), out.declarations
     return handler
-
-
-def _closing_target(cpu: HandlerCpu) -> Bits:
-    rip = cpu.s.rip_base + cpu.op.imm
-    size = cpu.s.mode & Mode.SIZE
-    return select(size == 2, rip, select(size == 1, rip & 0xFFFFFFFF, rip & 0xFFFF))
 
 
 INLINE_ENDS: Final = frozenset({"JMP", "CALL", "RET"})

@@ -60,6 +60,21 @@ class LeafPlan:
     names: list[str] = field(default_factory=list)  # handler names, "" invalid; see decode.decode for the order
     feature: str = ""
 
+    def packed(self) -> tuple[Any, ...]:
+        """What `tables.assemble` takes."""
+        return (self.flags, self.imm, self.reg_kind, self.rm_kind, self.osize, self.fpu, self.rep, self.condition,
+                self.names, self.feature)  # fmt: skip
+
+
+def conditions(leaf: LeafPlan) -> int:
+    """How many variants by the producer of flags there are of each handler."""
+    return CONDITIONS if leaf.flags & LeafFlag.CONDITION else 1
+
+
+def positions(leaf: LeafPlan) -> int:
+    """The length of a leaf's list of handlers."""
+    return 2 * VARIANTS * OSIZES * FORMS * conditions(leaf)
+
 
 def plan_leaf(encoding: Encoding) -> LeafPlan:
     """What the decoder must know of an encoding (its handlers come later)."""
@@ -119,7 +134,7 @@ def shapes(leaf: LeafPlan, by_asize: bool) -> Iterator[tuple[int, Shape]]:
     """All shapes an encoding can be decoded to, with their position in the leaf's list."""
     e = leaf.encoding
     memory = has_memory(e)
-    conditions = CONDITIONS if leaf.flags & LeafFlag.CONDITION else 1
+    producers = conditions(leaf)
     for long in (False, True):
         if e.long is not None and bool(e.long) != long:
             continue
@@ -138,8 +153,8 @@ def shapes(leaf: LeafPlan, by_asize: bool) -> Iterator[tuple[int, Shape]]:
                 if e.rexw == 1 and osize != 2 or e.rexw == 0 and osize == 2:
                     continue
                 for form in _forms(leaf, memory, long, variant, by_asize):
-                    for producer in range(conditions):
-                        position = (((int(long) * VARIANTS + variant) * OSIZES + osize) * FORMS + form) * conditions
+                    for producer in range(producers):
+                        position = (((int(long) * VARIANTS + variant) * OSIZES + osize) * FORMS + form) * producers
                         yield position + producer, Shape(long, variant, osize, form, producer)
 
 
@@ -193,8 +208,7 @@ def generate(first: int, encodings: list[Encoding], fuse: bool = True) -> Genera
             by_asize = _uses_asize(encoding, on_native)
             if by_asize:
                 leaf.flags |= LeafFlag.FORM_IS_ASIZE
-        conditions = CONDITIONS if leaf.flags & LeafFlag.CONDITION else 1
-        leaf.names = [""] * (2 * VARIANTS * OSIZES * FORMS * conditions)
+        leaf.names = [""] * positions(leaf)
         for position, shape in shapes(leaf, by_asize):
             name = _reuse(known, shape)
             if name is None:

@@ -14,8 +14,11 @@ from xuni.isa.x86.encodings import Encoding
 SHARED = ("stale", "close_linked", "close_far", "too_long")
 
 
-def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int]) -> dict[str, Any]:
-    """Everything that decoding needs, from what the workers generated (in the order of the encodings)."""
+def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int] | None) -> dict[str, Any]:
+    """Everything that decoding needs, from what the workers generated (in the order of the encodings).
+
+    `symbols` are the offsets of compiled handlers, if they are compiled.
+    """
     numbers: dict[str, int] = {}
     names: list[str] = []
     for i, special in enumerate(SPECIALS):
@@ -65,7 +68,7 @@ def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int
         "effects": bytes(effects),
         "fusions": fusions.tobytes(),
         "prefixes": program.prefix_classes(),
-        "handlers": array("Q", [symbols[n] for n in names]).tobytes(),
+        "handlers": array("Q", [symbols[n] for n in names] if symbols else []).tobytes(),
         "names": names,
         "features": ["base", "base", *(plan[9] for plan in plans)],
         "updates": updates,

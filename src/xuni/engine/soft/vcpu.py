@@ -9,7 +9,7 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from xuni.engine.soft import build
 from xuni.engine.soft.records import (
@@ -124,22 +124,23 @@ class SoftConfig:
     physical_bits: int = 40
 
 
-class SoftVcpu:
-    """One virtual CPU. See `xuni.exits.Vcpu` for the interface."""
+class BaseVcpu:
+    """One virtual CPU, whatever executes handlers. See `xuni.exits.Vcpu` for the interface.
 
-    def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None,
-                 compiled: Code | None = None) -> None:
+    `tables` are the decoder's; `handlers` what stands for each handler in them, 64 bits a handler.
+    """
+
+    quantum = QUANTUM
+
+    def __init__(self, memory: GuestMemory, tables: dict[str, Any], handlers: bytes, config: SoftConfig | None,
+                 clock_base: int | None) -> None:  # fmt: skip
         self.config = config or SoftConfig()
         self.memory = memory
-        self.code = compiled or code()
-        self.tables = self.code.image.tables
-        self._lay_out()
+        self.tables = tables
+        self._lay_out(handlers)
         self.state = State(PlainPlace(self.region.address))
         # SAFETY: the region outlives the array (both belong to this object).
         self.q = (ctypes.c_uint64 * (State.SIZE // 8)).from_buffer(self.region.map)
-        self._run = self.code.function("run")
-        self._host_write = self.code.function("host_write")
-        self._flush = self.code.function("flush_tlb")
         self.clock_base = time.monotonic_ns() if clock_base is None else clock_base
         self._set_up()
         self.reset()
@@ -147,8 +148,21 @@ class SoftVcpu:
         memory.on_remap.append(self._memory_remapped)
         self._finish: Callable[[Reply], None] = lambda reply: None
 
+    # -- what a back end does --------------------------------------------------------------------------------------------
+    def _call(self) -> None:
+        """Execute until `exit_kind` is set."""
+        raise NotImplementedError
+
+    def _host_write(self) -> None:
+        """`memory.host_write`."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """`memory.flush_tlb`."""
+        raise NotImplementedError
+
     # -- memory layout -------------------------------------------------------------------------------------------------
-    def _lay_out(self) -> None:
+    def _lay_out(self, handlers: bytes) -> None:
         tlb = TLB_ENTRIES * TlbEntry.SIZE
         jumps = JUMP_ENTRIES * JumpEntry.SIZE
         tables = self.tables
@@ -157,7 +171,7 @@ class SoftVcpu:
             "state": State.SIZE, "arena": Arena.SIZE, "tlb": tlb * len(Privilege), "clean": tlb, "jumps": jumps * 3,
             "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG, "scratch": PAGE, "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
             "leaves": len(tables["leaves"]), "nodes": len(tables["nodes"]), "indexes": len(tables["indexes"]),
-            "handlers": len(tables["handlers"]), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
+            "handlers": len(handlers), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
             "fusions": len(tables["fusions"]), "prefixes": 256, "frames": 16 * frames, "ops": ARENA_SIZE,
         }  # fmt: skip
         at, place = 0, {}
@@ -177,7 +191,7 @@ class SoftVcpu:
         for privilege in range(len(Privilege)):
             put(place["tlb"] + privilege * tlb, clean.tobytes())
         put(place["jumps"], b"\xff" * (jumps * 3))
-        put(place["handlers"], self.code.handlers.tobytes())
+        put(place["handlers"], handlers)
         for name in ("nodes", "indexes", "modrm", "effects", "fusions", "prefixes"):
             put(place[name], tables[name])
         put(place["leaves"], self._leaves())
@@ -218,7 +232,7 @@ class SoftVcpu:
         s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0  # type: ignore[assignment]
         s.clock_base = self.clock_base  # type: ignore[assignment]
         s.deadline = 2**63 - 1  # type: ignore[assignment]
-        s.quantum = QUANTUM  # type: ignore[assignment]
+        s.quantum = self.quantum  # type: ignore[assignment]
         s.random_seed = int.from_bytes(os.urandom(8), "little")  # type: ignore[assignment]
         s.physical_mask = (1 << self.config.physical_bits) - 1  # type: ignore[assignment]
         s.apic_id = self.config.apic_id  # type: ignore[assignment]
@@ -251,12 +265,12 @@ class SoftVcpu:
     def _memory_written(self, address: int, length: int) -> None:
         self.q[State.offset_of("scratch") // 8 + 8] = address
         self.q[State.offset_of("scratch") // 8 + 9] = length
-        self._host_write(self.region.address)
+        self._host_write()
 
     def _memory_remapped(self) -> None:
         self._write_slots()
         self.arena.end = 0  # type: ignore[assignment]
-        self._flush(self.region.address)
+        self._flush()
 
     # -- registers -----------------------------------------------------------------------------------------------------
     def reset(self) -> None:
@@ -317,10 +331,6 @@ class SoftVcpu:
                 self.q[_EXIT_SIZE] = 0xFFFF
         self._call()
         return self._exit()
-
-    def _call(self) -> None:
-        """Execute until `exit_kind` is set."""
-        self._run(self.region.address)
 
     def _answer(self, value: int) -> None:
         """Record the answer to a device access, if one is open."""
@@ -402,6 +412,27 @@ class SoftVcpu:
         for hooks, hook in ((self.memory.on_write, self._memory_written), (self.memory.on_remap, self._memory_remapped)):
             if hook in hooks:
                 hooks.remove(hook)  # type: ignore[attr-defined]
+
+
+class SoftVcpu(BaseVcpu):
+    """The virtual CPU that compiled code executes."""
+
+    def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None,
+                 compiled: Code | None = None) -> None:  # fmt: skip
+        self.code = compiled or code()
+        self._run_compiled = self.code.function("run")
+        self._host_write_compiled = self.code.function("host_write")
+        self._flush_compiled = self.code.function("flush_tlb")
+        super().__init__(memory, self.code.image.tables, self.code.handlers.tobytes(), config, clock_base)
+
+    def _call(self) -> None:
+        self._run_compiled(self.region.address)
+
+    def _host_write(self) -> None:
+        self._host_write_compiled(self.region.address)
+
+    def _flush(self) -> None:
+        self._flush_compiled(self.region.address)
 
 
 def _at(name: str) -> int:

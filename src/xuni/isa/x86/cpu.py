@@ -34,6 +34,11 @@ class Cpu:
         self.rep = ""
         self.lock = False
 
+    @property
+    def outside(self) -> Cpu:
+        """What native functions see of this processor: nothing that is static in one instruction. (Plain code only.)"""
+        return self
+
     # -- general registers ---------------------------------------------------------------------------------------------
     def reg(self, index: int, width: int) -> Bits:
         """The low `width` bits of a general register known now (AH ... BH are not reachable this way)."""
