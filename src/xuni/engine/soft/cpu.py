@@ -257,6 +257,9 @@ class SoftCpu(Cpu):
     def mode_changed(self) -> None:
         memory.mode_changed(self)
 
+    def privilege_changed(self) -> None:
+        memory.choose_privilege(self)
+
     def commit(self) -> None:
         self.s.uop = 0
 

@@ -46,6 +46,7 @@ class HandlerCpu(Endings, StagedCpu):
         self.inline = inline
         self.cold = cold
         self.u = "%u"
+        self.tlb = "%t"
         self.form = Form.REGISTER
         self.step = 1  # Ops that this handler executes (two when fused)
         self.ended = False

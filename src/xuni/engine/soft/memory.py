@@ -30,7 +30,7 @@ from xuni.engine.soft.records import (
     Trace,
 )
 from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
-from xuni.isa.stage import native, staged, unlikely
+from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
 from xuni.isa.x86.paging import Access, Rights, walk
 from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind, State
@@ -409,9 +409,20 @@ def store_byte(cpu: SoftCpu, physical: U64, value: U64) -> None:
         store_physical(cpu, physical, value, 1)
 
 
+@staged
+def direct(cpu: SoftCpu, tlb: Bits, linear: Bits, size: int, write: bool) -> Bits:
+    """Host address of an access that a TLB allows without further checks, or 0."""
+    e = cpu.struct(TlbEntry, tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    inside = linear - (e.write if write else e.read)
+    return select(inside <= PAGE - size, e.host + inside, u64(0))
+
+
 @native
 def load_virtual(cpu: SoftCpu, linear: U64, size: int) -> U64:
     """`size` bytes (1 to 8) at a linear address, as the current privilege."""
+    known = direct(cpu, cpu.s.tlb, linear, size, False)
+    if likely(known != 0):
+        return cpu.at(known).load(0, 8 * size).zext(64)
     check_canonical(cpu, linear)
     check_alignment(cpu, linear, size)
     watch_data(cpu, linear, u64(size), u64(0))
@@ -421,6 +432,9 @@ def load_virtual(cpu: SoftCpu, linear: U64, size: int) -> U64:
 @native
 def load_for_update(cpu: SoftCpu, linear: U64, size: int) -> U64:
     """As `load_virtual`, but it will be written back: faults are those of a write."""
+    known = direct(cpu, cpu.s.tlb, linear, size, True)
+    if likely(known != 0):
+        return cpu.at(known).load(0, 8 * size).zext(64)
     check_canonical(cpu, linear)
     check_alignment(cpu, linear, size)
     watch_data(cpu, linear, u64(size), u64(1))
@@ -428,10 +442,27 @@ def load_for_update(cpu: SoftCpu, linear: U64, size: int) -> U64:
 
 
 @native
+def remember_system(cpu: SoftCpu, linear: U64, access: U64) -> None:
+    """Put the page of a system access, which did not fault, into the supervisor's TLB."""
+    s = cpu.s
+    if (s.dr[7] & 0xFF) == 0:
+        physical, rights = walk(cpu, linear, access)
+        current = s.tlb
+        s.tlb = s.tlb_base
+        enter_tlb(cpu, linear, physical, rights, access)
+        s.tlb = current
+
+
+@native
 def load_system(cpu: SoftCpu, linear: U64, size: int) -> U64:
     """The processor's own read of a descriptor table or TSS: a supervisor access whatever the CPL."""
+    known = direct(cpu, cpu.s.tlb_base, linear, size, False)
+    if likely(known != 0):
+        return cpu.at(known).load(0, 8 * size).zext(64)
     check_canonical(cpu, linear)
-    return _load(cpu, linear, size, u64(Access.IMPLICIT)).zext(64)
+    value = _load(cpu, linear, size, u64(Access.IMPLICIT)).zext(64)
+    remember_system(cpu, linear, u64(Access.IMPLICIT))
+    return value
 
 
 @staged
@@ -458,6 +489,10 @@ def _store(cpu: SoftCpu, linear: Bits, value: Bits, size: int, access: Bits) -> 
 @native
 def store_virtual(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
     """Write `size` bytes (1 to 8) at a linear address, as the current privilege."""
+    known = direct(cpu, cpu.s.tlb, linear, size, True)
+    if likely(known != 0):
+        cpu.at(known).store(0, value.trunc(8 * size))
+        return
     check_canonical(cpu, linear)
     check_alignment(cpu, linear, size)
     watch_data(cpu, linear, u64(size), u64(1))
@@ -467,8 +502,13 @@ def store_virtual(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
 @native
 def store_system(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
     """The processor's own write to a descriptor table, TSS or an inner stack."""
+    known = direct(cpu, cpu.s.tlb_base, linear, size, True)
+    if likely(known != 0):
+        cpu.at(known).store(0, value.trunc(8 * size))
+        return
     check_canonical(cpu, linear)
     _store(cpu, linear, value, size, u64(Access.IMPLICIT | Access.WRITE))
+    remember_system(cpu, linear, u64(Access.IMPLICIT | Access.WRITE))
 
 
 @native

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xuni.engine.soft import decode, memory
-from xuni.engine.soft.records import Arena, Mode, Op
+from xuni.engine.soft.records import Arena, JumpEntry, Mode, Op
 from xuni.isa.bits import U64, Bits, const, select, u64
-from xuni.isa.stage import native, staged, unlikely
+from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.frames import NO_TRAP
 from xuni.isa.x86.interrupt import Source, deliver, handle_fault
@@ -30,7 +30,14 @@ def execute(cpu: SoftCpu) -> None:
     """Look up the instruction at RIP and run handlers from there."""
     s = cpu.s
     s.uop = 0
-    s.uop = decode.lookup(cpu, u64(0))
+    rip = s.rip
+    entry = cpu.struct(JumpEntry, s.jump_cache + decode.jump_slot(rip))
+    if likely(entry.rip == (rip ^ s.jump_generation)):
+        op = entry.op
+        s.rip_base = rip - cpu.struct(Op, op).offset.zext(64)
+        s.uop = op
+    else:
+        s.uop = decode.lookup(cpu, u64(0))
     cpu.enter()
 
 
@@ -131,9 +138,11 @@ def run(cpu: SoftCpu) -> None:
     s = cpu.s
     s.exit_kind = int(ExitKind.NONE)
     memory.choose_privilege(cpu)
+    cpu.load_fpu()
     going = u64(1)
     while going != 0:
         going = turn(cpu)
+    cpu.save_fpu()
 
 
 @staged
@@ -184,14 +193,14 @@ def turn(cpu: SoftCpu) -> U64:
         return u64(0)
     if event == 2:
         return u64(1)
-    flags = s.eflags
-    careful = ((flags & (Eflags.TF | Eflags.RF)) != 0) | ((s.dr[7] & 0xFF) != 0)
+    armed = (s.dr[7] & 0xFF) != 0
+    if ~armed:
+        s.eflags = s.eflags & ~u64(Eflags.RF)  # nothing to suppress
+    careful = ((s.eflags & Eflags.TF) != 0) | armed
     careful = careful | (s.interrupt_shadow != 0) | (s.replay_count != 0) | (s.steps != 0)
     if unlikely(careful):
         return turn_carefully(cpu)
-    cpu.load_fpu()
     code = cpu.attempt(execute)
-    cpu.save_fpu()
     settle(cpu)
     if unlikely(code != 0):
         return 1 - faulted(cpu, code)
@@ -206,9 +215,7 @@ def turn_carefully(cpu: SoftCpu) -> U64:
     s.budget = 0
     s.retired_target = s.retired
     s.replay_next = 0
-    cpu.load_fpu()
     code = cpu.attempt(execute_one)
-    cpu.save_fpu()
     settle(cpu)
     s.budget = left - 1
     s.retired_target = s.retired + s.budget

@@ -15,8 +15,6 @@ from xuni.isa.x86.state import Gpr, Seg, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xuni.isa.x86.instruction import Operand
-
 
 class Cpu:
     """One logical processor. `s` is its state record, `flags` its arithmetic flags.
@@ -90,10 +88,6 @@ class Cpu:
 
     def store(self, segment: int | Bits, offset: Bits, value: Bits) -> None:
         """Write through segmentation and paging at the current privilege."""
-        raise NotImplementedError
-
-    def memory(self, segment: int | Bits, offset: Bits, width: int) -> Operand:
-        """The memory operand at a computed address (64 bits); with LOCK its read and write are one atomic update."""
         raise NotImplementedError
 
     def load_linear(self, address: Bits, width: int, system: bool = True) -> Bits:
@@ -173,6 +167,10 @@ class Cpu:
     def mode_changed(self) -> None:
         """CS, CPL, EFLAGS.VM/TF/AC, CR0, CR4, EFER or DR7 changed: choose decoder, TLB and checks anew."""
         raise NotImplementedError
+
+    def privilege_changed(self) -> None:
+        """EFLAGS.AC changed at CPL 0, and nothing else: as `mode_changed`, for instructions that do not end a block."""
+        self.mode_changed()
 
     def commit(self) -> None:
         """The instruction is past its point of no return: a fault from here on has the RIP in `s.rip` (task switches)."""

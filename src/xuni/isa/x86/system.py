@@ -32,7 +32,7 @@ def interrupt_flag(cpu: Cpu) -> U64:
     return u64(Eflags.VIF)
 
 
-@instruction("CLI", "FA", ends=True)
+@instruction("CLI", "FA")
 def cli(cpu: Cpu) -> None:
     cpu.s.eflags = cpu.s.eflags & ~interrupt_flag(cpu)
 
@@ -55,12 +55,12 @@ def hlt(cpu: Cpu) -> None:
 
 
 # -- SMAP --------------------------------------------------------------------------------------------------------------
-@instruction("CLAC", "NP 0F 01 CA", feature="smap", ends=True)
+@instruction("CLAC", "NP 0F 01 CA", feature="smap")
 def clac(cpu: Cpu) -> None:
     _set_ac(cpu, 0)
 
 
-@instruction("STAC", "NP 0F 01 CB", feature="smap", ends=True)
+@instruction("STAC", "NP 0F 01 CB", feature="smap")
 def stac(cpu: Cpu) -> None:
     _set_ac(cpu, int(Eflags.AC))
 
@@ -71,7 +71,7 @@ def _set_ac(cpu: Cpu, value: int) -> None:
     if cpu.s.cpl != 0:
         raise GuestFault(cpu, Vector.UD)
     cpu.s.eflags = (cpu.s.eflags & ~int(Eflags.AC)) | value
-    cpu.mode_changed()
+    cpu.privilege_changed()
 
 
 # -- translations and caches -------------------------------------------------------------------------------------------
