@@ -39,6 +39,7 @@ WORDS = Struct("<16Q")
 FPU = Struct("<IHHH")  # mxcsr, fpu_control, fpu_status, fpu_tag, as in State
 HEADER = Struct("<HHBxHQQI")  # of an FXSAVE image
 FLAT = 0xFFFF_FFFF
+CLEARED, SET_FLAGS = int(Eflags.RF | Eflags.TF), int(Eflags.FIXED | Eflags.IF)
 
 
 class Path(Enum):
@@ -161,13 +162,17 @@ class SoftTarget:
 
     def run_one(self, case: Case) -> Outcome:
         """Raises EngineFailed when the engine ends in no architectural way."""
+        return self.run_code(case, case.code)
+
+    def run_code(self, case: Case, code: bytes) -> Outcome:
+        """As `run_one`, for other code (at most 64 bytes) in the state of the case."""
         mode, state, words = case.mode, self._state, self._words
-        self.memory.write(CODE_FRAME, case.code.ljust(CODE_AREA, HLT))
+        self.memory.write(CODE_FRAME, code.ljust(CODE_AREA, HLT))
         self._guest[DATA_FRAME : DATA_FRAME + PAGE] = bytes(PAGE - WINDOW_SIZE) + case.memory
         state[: PLACES.end] = self._templates[mode]
         state[: WORDS.size] = WORDS.pack(*case.gpr)
         words[RIP] = mode.rip
-        words[EFLAGS] = case.rflags & ~ARITHMETIC & ~int(Eflags.RF | Eflags.TF) | Eflags.FIXED | Eflags.IF
+        words[EFLAGS] = case.rflags & ~ARITHMETIC & ~CLEARED | SET_FLAGS
         words[FLAG_KIND], words[FLAG_A], words[FLAG_B] = int(Kind.RAW), 0, case.rflags & ARITHMETIC
         self._load_fxsave(case.fxsave)
         if self.path is Path.COLD:
@@ -182,7 +187,7 @@ class SoftTarget:
     def _outcome(self, case: Case) -> Outcome:
         words = self._words
         if words[EXIT_KIND] not in (ExitKind.SLICED, ExitKind.HALT):
-            raise EngineFailed(f"{self.vcpu._exit()} after {case.code.hex(' ')} ({case.name}, {case.mode.name})")
+            raise EngineFailed(f"{self.vcpu._exit()} in {case.name} ({case.mode.name}): {case.code.hex(' ')}")
         gpr = list(WORDS.unpack(self._state[: WORDS.size]))
         rip, vector, error = words[RIP], None, 0
         flags = words[FLAG_B]
