@@ -13,7 +13,7 @@ from xuni.isa.stage import native, staged
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import instruction
-from xuni.isa.x86.segment import is_canonical, require_cpl0
+from xuni.isa.x86.segment import is_canonical_base, require_cpl0
 from xuni.isa.x86.state import Cr0, Cr4, Efer, Gpr, Seg
 
 
@@ -56,6 +56,7 @@ class Msr(IntEnum):
     GS_BASE = 0xC0000101
     KERNEL_GS_BASE = 0xC0000102
     TSC_AUX = 0xC0000103
+    K7_PERF_CTL0 = 0xC0010000
 
 
 MTRR_VARIABLE: Final = 8  # pairs
@@ -92,6 +93,14 @@ def _require(cpu: Cpu, feature: str) -> None:
 def tsc(cpu: Cpu) -> Bits:
     """The time-stamp counter: 1 GHz."""
     return cpu.clock() + cpu.s.tsc_offset
+
+
+@staged
+def _require_apic(cpu: Cpu, index: Bits, x2apic: Bits) -> None:
+    """#GP(0) for registers of the APIC, and for `x2apic` mode, on a processor without them."""
+    deadline = index == Msr.TSC_DEADLINE
+    if (x2apic & ~cpu.has_feature("x2apic")) | (deadline & ~cpu.has_feature("tsc_deadline_timer")):
+        raise _gp(cpu)
 
 
 # -- MTRRs -------------------------------------------------------------------------------------------------------------
@@ -174,6 +183,7 @@ def read_msr(cpu: Cpu, index: U32) -> U64:
     if index >= 0xC0000000:
         return _read_extended(cpu, index)
     if (index == Msr.APIC_BASE) | (index == Msr.TSC_DEADLINE) | (index >> 8 == Msr.X2APIC >> 8):
+        _require_apic(cpu, index, index >= Msr.X2APIC)
         return cpu.chip_msr_read(index)
     if _is_mtrr(cpu, index):
         return _read_mtrr(cpu, index)
@@ -203,6 +213,12 @@ def _read_mtrr(cpu: Cpu, index: U32) -> U64:
     return s.mtrr_fixed[fixed_mtrr(cpu, index)]
 
 
+@staged
+def _is_k7_counter(cpu: Cpu, index: Bits) -> Bits:
+    """PERF_CTL0-3 and PERF_CTR0-3, which every AMD processor has: here they count nothing."""
+    return (index >> 3 == Msr.K7_PERF_CTL0 >> 3) & cpu.has_feature("amd")
+
+
 @native
 def _read_extended(cpu: Cpu, index: U32) -> U64:
     s = cpu.s
@@ -212,6 +228,8 @@ def _read_extended(cpu: Cpu, index: U32) -> U64:
         if ~(cpu.has_feature("rdtscp") | cpu.has_feature("rdpid")):
             raise _gp(cpu)
         return s.tsc_aux
+    if _is_k7_counter(cpu, index):
+        return u64(0)
     _require(cpu, "lm")
     if index == Msr.STAR:
         return s.star
@@ -266,7 +284,7 @@ def _read_rare(cpu: Cpu, index: U32) -> U64:
 @staged
 def _canonical(cpu: Cpu, value: Bits) -> None:
     """#GP(0) for an address that is not canonical."""
-    if ~is_canonical(cpu, value):
+    if ~is_canonical_base(cpu, value):
         raise _gp(cpu)
 
 
@@ -277,6 +295,7 @@ def write_msr(cpu: Cpu, index: U32, value: U64) -> None:
     if index >= 0xC0000000:
         _write_extended(cpu, index, value)
     elif (index == Msr.APIC_BASE) | (index == Msr.TSC_DEADLINE) | (index >> 8 == Msr.X2APIC >> 8):
+        _require_apic(cpu, index, (index >= Msr.X2APIC) | ((index == Msr.APIC_BASE) & value[10]))
         cpu.chip_msr_write(index, value)
         if index == Msr.APIC_BASE:
             s.apic_base = value
@@ -316,6 +335,8 @@ def _write_extended(cpu: Cpu, index: U32, value: U64) -> None:
         if ~(cpu.has_feature("rdtscp") | cpu.has_feature("rdpid")) | ((value >> 32) != 0):
             raise _gp(cpu)
         s.tsc_aux = value
+        return
+    if _is_k7_counter(cpu, index):
         return
     _require(cpu, "lm")
     if index == Msr.STAR:

@@ -70,6 +70,13 @@ def is_canonical(cpu: Cpu, address: U64) -> U1:
     return (address << shift).sar(shift) == address
 
 
+@native
+def is_canonical_base(cpu: Cpu, address: U64) -> U1:
+    """The same for what base registers and MSRs may hold: by what the processor supports, whatever CR4.LA57 says."""
+    shift = select(cpu.has_feature("la57"), u64(7), u64(16))
+    return (address << shift).sar(shift) == address
+
+
 # -- faults that name a selector ---------------------------------------------------------------------------------------
 @native
 def selector_fault(cpu: Cpu, vector: U64, selector: U64, ext: U64) -> NoReturn:

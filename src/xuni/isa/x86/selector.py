@@ -20,7 +20,7 @@ from xuni.isa.x86.segment import (
     descriptor_address,
     dpl_of,
     fetch_descriptor,
-    is_canonical,
+    is_canonical_base,
     is_ia32e,
     limit_of,
     load_segment,
@@ -215,7 +215,7 @@ def _read_table(cpu: Cpu, src: Operand) -> tuple[Bits, Bits]:
     limit = cpu.load(src.segment, src.offset, 16).zext(32)
     base = cpu.load(src.segment, (src.offset + 2) & mask(cpu.asize), 64 if cpu.long else 32).zext(64)
     if cpu.long:
-        if ~is_canonical(cpu, base):
+        if ~is_canonical_base(cpu, base):
             raise GuestFault(cpu, Vector.GP, 0)
     elif cpu.osize == 16:
         base = base & 0xFFFFFF
@@ -277,7 +277,7 @@ def system_descriptor(cpu: Cpu, selector: U64, kinds: U64) -> tuple[U64, U64, U6
             selector_gp(cpu, selector)
         upper = cpu.load_linear(address + 8, 64)
         base = base | upper << 32
-        if ((upper >> 40 & 0x1F) != 0) | ~is_canonical(cpu, base):
+        if ((upper >> 40 & 0x1F) != 0) | ~is_canonical_base(cpu, base):
             selector_gp(cpu, selector)
     if ((attr & Attr.S) != 0) | (kinds.bit(attr & 0xF) == 0):
         selector_gp(cpu, selector)
@@ -347,7 +347,7 @@ def _define_base(segment: Seg, read: str, write: str) -> None:
     def write_base(cpu: Cpu, src: Operand) -> None:
         _require_fsgsbase(cpu)
         value = src.read().zext(64)
-        if ~is_canonical(cpu, value):
+        if ~is_canonical_base(cpu, value):
             raise GuestFault(cpu, Vector.GP, 0)
         cpu.s.seg_base[segment] = value
 

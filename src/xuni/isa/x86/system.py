@@ -10,7 +10,7 @@ from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import Operand, instruction
 from xuni.isa.x86.msr import put_edx_eax
-from xuni.isa.x86.segment import is_canonical, is_virtual_8086, require_cpl0
+from xuni.isa.x86.segment import is_canonical, is_canonical_base, is_virtual_8086, require_cpl0
 from xuni.isa.x86.state import Cr0, Cr4, Eflags, Gpr, Seg
 
 SHADOW: Final = 1  # no interrupt before the next instruction has ended
@@ -100,7 +100,7 @@ def invalidate_pcid(cpu: Cpu, kind: U64, pcid: U64, address: U64) -> None:
     if (kind < 2) & ((s.cr4 & Cr4.PCIDE) == 0) & (pcid != 0):
         raise GuestFault(cpu, Vector.GP, 0)
     if kind == 0:
-        if ~is_canonical(cpu, address):
+        if ~is_canonical_base(cpu, address):
             raise GuestFault(cpu, Vector.GP, 0)
         cpu.flush_tlb_page(address)
     elif kind == 2:
