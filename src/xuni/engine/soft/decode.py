@@ -38,7 +38,7 @@ from xuni.engine.soft.records import (
     Trace,
 )
 from xuni.isa.bits import U64, Bits, const, select, u1, u64
-from xuni.isa.stage import native, staged, unlikely
+from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.exceptions import Again, GuestFault, Leave, Vector
 from xuni.isa.x86.paging import Access, walk
 from xuni.isa.x86.state import Efer, ExitKind, Seg, Slot
@@ -457,14 +457,31 @@ def fetch_page(cpu: SoftCpu, linear: U64) -> tuple[U64, U64]:
     return record.host + ((physical & ~OFFSET) - record.start), cpu.arena.frames + number * Frame.SIZE
 
 
+@staged
+def next_page(cpu: SoftCpu, linear: Bits) -> Bits:
+    """The linear page address behind the page of `linear`."""
+    following = (linear + PAGE) & ~OFFSET
+    return select((cpu.s.efer & Efer.LMA) == 0, following & 0xFFFFFFFF, following)
+
+
+@native
+def second_page(cpu: SoftCpu, linear: U64) -> U64:
+    """Host address of the page behind that of `linear`, as a fetch finds it now."""
+    following = next_page(cpu, linear)
+    e = cpu.struct(TlbEntry, cpu.s.tlb + ((following >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    if likely(e.execute == following):
+        return e.host
+    check_canonical(cpu, following)
+    host, _ = fetch_page(cpu, following)
+    return host
+
+
 @native
 def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mode: U64, frame_pointer: U64) -> U64:
     """A trace of the one instruction that begins at `offset` and ends in the next page."""
     trace = new_trace(cpu)
     arena = cpu.arena
-    following = (linear + PAGE) & ~OFFSET
-    if (cpu.s.efer & Efer.LMA) == 0:
-        following = following & 0xFFFFFFFF
+    following = next_page(cpu, linear)
     check_canonical(cpu, following)
     second, frame2 = fetch_page(cpu, following)
     room = u64(PAGE) - offset
@@ -486,6 +503,7 @@ def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mod
     t.dead = 0
     t.straddles = 1
     t.frame2 = ((frame2 - arena.frames) >> 4).trunc(32)
+    t.host2 = second
     arena.next = op + 2 * OP_SIZE
     add_to_page(cpu, frame_pointer, trace, host_page, offset, u64(PAGE))
     frame = cpu.struct(Frame, frame_pointer)
@@ -540,9 +558,8 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
         trace = build_trace(cpu, host_page, offset, mode, frame)
         if unlikely(trace == 0):
             trace = straddling_trace(cpu, linear, host_page, offset, mode, frame)
-        else:
-            cpu.struct(Trace, trace).hash_next = bucket.load(0, 64)
-            bucket.store(0, trace)
+        cpu.struct(Trace, trace).hash_next = bucket.load(0, 64)
+        bucket.store(0, trace)
         s.block_count = s.block_count + 1
     op = trace + Trace.SIZE
     if step == 0:
@@ -566,7 +583,14 @@ def jump_slot(rip: Bits) -> Bits:
 @native
 def lookup_link(cpu: SoftCpu, from_op: U64) -> U64:
     """As `lookup`, and link the branch at `from_op`, which stays in its page, to what was found."""
-    op = lookup(cpu, u64(0))
+    s = cpu.s
+    entry = cpu.struct(JumpEntry, s.jump_cache + jump_slot(s.rip))
+    op = u64(0)
+    if entry.rip == (s.rip ^ s.jump_generation):
+        op = entry.op
+        s.rip_base = s.rip - cpu.struct(Op, op).offset.zext(64)
+    else:
+        op = lookup(cpu, u64(0))
     trace = cpu.struct(Trace, op - Trace.SIZE)
     if trace.straddles == 0:
         cpu.at(from_op).store(Op.offset_of("disp"), op)

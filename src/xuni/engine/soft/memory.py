@@ -368,6 +368,18 @@ def check_alignment(cpu: SoftCpu, linear: Bits, size: int) -> None:
                 raise GuestFault(cpu, Vector.AC, 0)
 
 
+@native
+def remember(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64) -> None:
+    """Put a page into the TLB that its access looks in: the supervisor's for the processor's own accesses."""
+    s = cpu.s
+    if (s.dr[7] & 0xFF) == 0:
+        current = s.tlb
+        if (access & Access.IMPLICIT) != 0:
+            s.tlb = s.tlb_base
+        enter_tlb(cpu, linear, physical, rights, access)
+        s.tlb = current
+
+
 @staged
 def _load(cpu: SoftCpu, linear: Bits, size: int, access: Bits) -> Bits:
     if unlikely((linear & OFFSET) + size > PAGE):
@@ -383,8 +395,9 @@ def _load(cpu: SoftCpu, linear: Bits, size: int, access: Bits) -> Bits:
             value = value | load_byte(cpu, at) << (i << 3)
             i = i + 1
         return value.trunc(8 * size)
-    physical, _ = walk(cpu, linear, access)
+    physical, rights = walk(cpu, linear, access)
     host = host_of(cpu, physical)
+    remember(cpu, linear, physical, rights, access)
     if unlikely(host == 0):
         return device_read(cpu, physical, u64(size)).trunc(8 * size)
     return cpu.at(host).load(0, 8 * size)
@@ -442,27 +455,13 @@ def load_for_update(cpu: SoftCpu, linear: U64, size: int) -> U64:
 
 
 @native
-def remember_system(cpu: SoftCpu, linear: U64, access: U64) -> None:
-    """Put the page of a system access, which did not fault, into the supervisor's TLB."""
-    s = cpu.s
-    if (s.dr[7] & 0xFF) == 0:
-        physical, rights = walk(cpu, linear, access)
-        current = s.tlb
-        s.tlb = s.tlb_base
-        enter_tlb(cpu, linear, physical, rights, access)
-        s.tlb = current
-
-
-@native
 def load_system(cpu: SoftCpu, linear: U64, size: int) -> U64:
     """The processor's own read of a descriptor table or TSS: a supervisor access whatever the CPL."""
     known = direct(cpu, cpu.s.tlb_base, linear, size, False)
     if likely(known != 0):
         return cpu.at(known).load(0, 8 * size).zext(64)
     check_canonical(cpu, linear)
-    value = _load(cpu, linear, size, u64(Access.IMPLICIT)).zext(64)
-    remember_system(cpu, linear, u64(Access.IMPLICIT))
-    return value
+    return _load(cpu, linear, size, u64(Access.IMPLICIT)).zext(64)
 
 
 @staged
@@ -478,8 +477,9 @@ def _store(cpu: SoftCpu, linear: Bits, value: Bits, size: int, access: Bits) -> 
             store_byte(cpu, select(i < split, first + i, second + (i - split)), value >> (i << 3))
             i = i + 1
         return
-    physical, _ = walk(cpu, linear, access)
+    physical, rights = walk(cpu, linear, access)
     slot = slot_of(cpu, physical)
+    remember(cpu, linear, physical, rights, access)
     if unlikely(slot == 0):
         device_write(cpu, physical, value, u64(size))
         return
@@ -508,7 +508,6 @@ def store_system(cpu: SoftCpu, linear: U64, value: U64, size: int) -> None:
         return
     check_canonical(cpu, linear)
     _store(cpu, linear, value, size, u64(Access.IMPLICIT | Access.WRITE))
-    remember_system(cpu, linear, u64(Access.IMPLICIT | Access.WRITE))
 
 
 @native

@@ -411,12 +411,12 @@ def make(code: str, cpu: SoftCpu, form: Form, update: bool) -> Operand:
         width, lanes = (64, 2) if width == 128 else (width, 1)
         if kind == "V":
             return XmmRegister(cpu, width, lanes, "r")
-        if form == Form.REGISTER:
+        if kind == "U" or form == Form.REGISTER:
             return XmmRegister(cpu, width, lanes, "b")
         return Memory(cpu, width, lanes, form, aligned=suffix in ("x", ""), update=update)
     if kind in "PQN":
         width = width_of(suffix, cpu.osize)
-        if kind == "P" or form == Form.REGISTER:
+        if kind in "PN" or form == Form.REGISTER:
             return MmxRegister(cpu, width, 1, "r" if kind == "P" else "b")
         return Memory(cpu, width, 1, form, update=update)
     assert kind in "EMR", f"unknown operand code {code}"
