@@ -146,7 +146,8 @@ class Context:
     """Rounding and modes of one operation, and the flags that it raises.
 
     `precision` (x87 precision control) rounds significands shorter than the format has them. `masks` are the masked
-    exceptions: an unmasked underflow or overflow gives the result scaled by `2**±scaling` (x87 registers), see `wrap`.
+    exceptions: an unmasked underflow or overflow gives the result scaled by `2**±scaling`, and is exact or not with an
+    unbounded exponent.
     """
 
     rounding: Rounding = Rounding.NEAREST
@@ -154,7 +155,6 @@ class Context:
     ftz: bool = False
     precision: int | None = None
     masks: int = 0x3F
-    wrap: bool = False
     flags: Flag = field(default=Flag(0))
     rounded_up: bool = False
 
@@ -216,8 +216,7 @@ class Context:
         if tiny:
             if not self.masks & Flag.UE:
                 self.raises(Flag.UE)
-                if self.wrap:
-                    return self._finish(sign, unbounded, place + _scaling(format), inexact, up, format)
+                return self._finish(sign, unbounded, place + _scaling(format), inexact, up, format)
             if self.ftz and self.masks & Flag.UE:
                 self.raises(Flag.UE | Flag.PE)
                 return format.zero(sign)
@@ -227,7 +226,7 @@ class Context:
                 self.raises(Flag.UE)
         elif top_exponent > format.bias:
             self.raises(Flag.OE)
-            if not self.masks & Flag.OE and self.wrap:
+            if not self.masks & Flag.OE:
                 return self._finish(sign, unbounded, place - _scaling(format), inexact, up, format)
             self.raises(Flag.PE)
             self.rounded_up = self._away(sign)

@@ -34,7 +34,7 @@ PRECISIONS = (24, 64, 53, 64)  # bits of the significand by the PC field; 1 is r
 def context(cpu: Cpu) -> Context:
     """Rounding, precision and masks of the control word."""
     control = int(cpu.s.fpu_control)
-    return Context(Rounding(control >> 10 & 3), precision=PRECISIONS[control >> 8 & 3], masks=control & 0x3F, wrap=True)
+    return Context(Rounding(control >> 10 & 3), precision=PRECISIONS[control >> 8 & 3], masks=control & 0x3F)
 
 
 def raised(c: Context) -> Bits:
@@ -198,7 +198,6 @@ def store(cpu: Cpu, kind: str, a: Offset, truncate: bool = False) -> tuple[Bits,
         if kind.endswith("int"):
             value = softfloat.to_integer(c, raw, X80, width, truncate)
         else:
-            c.wrap = False
             value = softfloat.convert(c, raw, X80, F32 if kind == "m32" else F64)
         c.flags &= ~Flag.DE  # a denormal in a register raises nothing here
         return const(value, width), raised(c)

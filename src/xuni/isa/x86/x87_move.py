@@ -37,7 +37,8 @@ def load_checked(cpu: Cpu, wide: U64, kind: str) -> None:
     value = wide.trunc(fp.KINDS[kind][1])
     if not has_room(cpu):
         return
-    if compute(cpu, offset(cpu, 7), lambda where: fp.load(cpu, kind, where, value)):
+    # A denormal is loaded even if that exception is unmasked.
+    if compute(cpu, offset(cpu, 7), lambda where: fp.load(cpu, kind, where, value), blocks=int(Flag.IE)):
         stack.rotate(cpu, -1)
         stack.set_valid(cpu, 0)
 

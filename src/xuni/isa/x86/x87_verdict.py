@@ -26,11 +26,12 @@ SCALED = int(Flag.OE | Flag.UE)
 
 @staged
 def compute(cpu: Cpu, result: Bits, action: Callable[[Bits], Bits], clears: int = C1,
-            scaled: Callable[[Bits, Bits], Bits] | None = None) -> Bits:  # fmt: skip
+            scaled: Callable[[Bits, Bits], Bits] | None = None, blocks: int = BEFORE) -> Bits:  # fmt: skip
     """Run `action(where)`, which leaves an 80-bit value there and gives what it raised; whether the result was written.
 
-    `clears` are condition codes that the action sets. `scaled(where, up)` is for compiled code: it computes the result
-    of an unmasked overflow or underflow (`up`), which a host with masked exceptions does not give.
+    `clears` are condition codes that the action sets, `blocks` the exceptions that prevent the write. `scaled(where, up)`
+    is for compiled code: it computes the result of an unmasked overflow or underflow (`up`), which a host with masked
+    exceptions does not give.
     """
     if likely(stack.is_masked(cpu)):
         raised = action(result)
@@ -46,7 +47,7 @@ def compute(cpu: Cpu, result: Bits, action: Callable[[Bits], Bits], clears: int 
             if (raised & ~cpu.s.fpu_control & SCALED) != 0:
                 rounded = scaled(waiting, (raised & int(Flag.UE)) != 0)
                 raised = raised & ~(int(Flag.PE) | C1) | rounded & (int(Flag.PE) | C1)
-    written = settle(cpu, raised, BEFORE, clears)
+    written = settle(cpu, raised, blocks, clears)
     if written:
         cpu.s.place.store(result, cpu.s.place.load(waiting, 64, 2))
     return written
