@@ -367,3 +367,12 @@ def test_syscall_outside_64_bit_mode_is_amds() -> None:
     assert t.where == (0x10, 0x5000, 0)
     system_return(t.cpu, 32)
     assert t.where == (0x23, NEXT, 3) and int(t.cpu.s.eflags) & IF
+
+
+def test_sysret_that_sets_tf_traps_at_once() -> None:
+    t = Tables.long()
+    s = t.cpu.s
+    s.efer, s.star = int(s.efer) | Efer.SCE, 0x0023_0010 << 32
+    s.gpr[Gpr.RCX], s.gpr[Gpr.R11] = 0x400, 2 | int(Eflags.TF)
+    system_return(t.cpu, 64)
+    assert int(s.pending_debug) == 1 << 14

@@ -19,6 +19,7 @@ from xuni.isa.x86.state import Attr, Cr0, Efer, Eflags, Gpr, Seg
 
 _CODE: Final = int(Attr.G | Attr.P | Attr.S) | 0xB  # flat, readable, accessed
 _DATA: Final = int(Attr.G | Attr.DB | Attr.P | Attr.S) | 3
+DR6_BS: Final = 1 << 14
 _RETURNED: Final = 0x3C7FD7  # RFLAGS that SYSRET takes from R11: not RF and VM
 
 
@@ -88,6 +89,8 @@ def system_return(cpu: Cpu, size: int) -> None:
         rip = rip & 0xFFFFFFFF
         _flat(cpu, selector, int(Attr.DB), selector + 8, 3)
     set_eflags(cpu, select(is_ia32e(cpu), s.gpr[Gpr.R11] & _RETURNED, eflags_image(cpu) | Eflags.IF))
+    if (s.eflags & Eflags.TF) != 0:  # looked at when SYSRET ends, as if the system call had just been executed
+        s.pending_debug = s.pending_debug | DR6_BS
     arrive(cpu, rip)
 
 
