@@ -29,9 +29,9 @@ def compute(cpu: Cpu, result: Bits, action: Callable[[Bits], Bits], clears: int 
             scaled: Callable[[Bits, Bits], Bits] | None = None, blocks: int = BEFORE) -> Bits:  # fmt: skip
     """Run `action(where)`, which leaves an 80-bit value there and gives what it raised; whether the result was written.
 
-    `clears` are condition codes that the action sets, `blocks` the exceptions that prevent the write. `scaled(where, up)`
-    is for compiled code: it computes the result of an unmasked overflow or underflow (`up`), which a host with masked
-    exceptions does not give.
+    `clears` are condition codes that the action sets, `blocks` the exceptions that prevent the write. `scaled(where,
+    up)` is for compiled code: it computes the result of an unmasked overflow or underflow (`up`), which a host with
+    masked exceptions does not give.
     """
     if likely(stack.is_masked(cpu)):
         raised = action(result)
