@@ -49,7 +49,8 @@ from xuni.exits import (
 )
 from xuni.isa.struct import PlainPlace
 from xuni.isa.x86 import features as features_table
-from xuni.isa.x86.cpustate import CpuState
+from xuni.isa.x86.cpuid import SIGNATURE, build_cpuid_table
+from xuni.isa.x86.cpustate import CpuState, at_reset, real_mode
 from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.flags import pack, unpack
 from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Eflags, ExitKind, Seg, State
@@ -242,8 +243,6 @@ class BaseVcpu:
         self._write_slots()
 
     def _write_cpuid(self) -> None:
-        from xuni.isa.x86.cpuid import build_cpuid_table
-
         rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits)
         self.region.put(self._offset["cpuid"], b"".join(row.pack() for row in rows))
         self.state.cpuid_count = len(rows)  # type: ignore[assignment]
@@ -396,10 +395,19 @@ class BaseVcpu:
         self.q[_NMI] = 1
 
     def init(self) -> None:
-        raise NotImplementedError
+        # What INIT leaves alone (x87, SSE, most MSRs) stays; the rest is as after reset (SDM vol. 3, table 10-1).
+        s = self.state
+        self.start(at_reset(SIGNATURE))
+        s.cr2 = 0
+        s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
+        for name in ("halted", "nmi_pending", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject", "delivering",
+                     "replay_count", "exit_kind"):
+            setattr(s, name, 0)
+        self._flush(self.region.address)
 
     def startup(self, vector: int) -> None:
-        raise NotImplementedError
+        self.start(real_mode(vector << 8, 0))
+        self.state.halted = 0
 
     def kick(self) -> None:
         self.q[_KICK] = 1
