@@ -108,10 +108,10 @@ def _masked(cpu: Cpu, segment: Bits, data: Bits, chosen: Bits) -> None:
 
 @instruction("MASKMOVQ", "NP 0F F7 /r Pq Nq Xb", feature="sse", fpu="mmx")
 def maskmovq(cpu: Cpu, src: Operand, chosen: Operand, memory: Operand) -> None:
-    """`memory` only tells the segment."""
+    """`memory` only tells the segment. The x87 state changes even where the store faults."""
     check_pending(cpu)
-    _masked(cpu, memory.segment, src.read(), chosen.read())
     enter_mmx(cpu)
+    _masked(cpu, memory.segment, src.read(), chosen.read())
 
 
 @instruction("MASKMOVDQU", "66 0F F7 /r Vx Ux Xb", feature="sse2", fpu="sse")

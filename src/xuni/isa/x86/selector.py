@@ -191,8 +191,10 @@ def verw(cpu: Cpu, src: Operand) -> None:
 
 @instruction("ARPL", "63 /r Ew Gw i64", cold=True)
 def arpl(cpu: Cpu, dst: Operand, src: Operand) -> None:
+    """Memory is written only where the RPL changes, and need not be writable else."""
     require_protected(cpu)
-    old, rpl = dst.read(), src.read() & 3
+    old = cpu.load(dst.segment, dst.offset, 16) if dst.is_memory else dst.read()
+    rpl = src.read() & 3
     lower = (old & 3) < rpl
     if lower:
         dst.write((old & 0xFFFC) | rpl)
