@@ -123,12 +123,12 @@ def faulted(cpu: SoftCpu, code: U64) -> U64:
         s.first_rip = s.rip
     while code == 1:  # a guest fault, then perhaps faults of its delivery
         code = cpu.attempt(handle_fault)
+    s.delivering = 0
     if code == 2:
         return u64(1)
     if code == 3:
         if cpu.arena.end == 0:
             empty_arena(cpu)
-    s.delivering = 0
     return u64(0)
 
 
