@@ -52,7 +52,9 @@ INDIRECT = frozenset(("JMP", "CALL", "RETNW", "RETND", "RETNQ"))
 ENTER = frozenset(("ENTERW", "ENTERD", "ENTERQ"))
 COMPARE_EXCHANGE = frozenset(("CMPXCHG", "CMPXCHG8B", "CMPXCHG16B"))
 PUSH_FLAGS = frozenset(("PUSHFW", "PUSHFD", "PUSHFQ"))
-VENDORS_DIFFER = frozenset((Code.MOVSXD_R16_RM16,))  # AMD reads 32 bits of memory
+SIZES = (0, 1, 2, 4, 8, 10, 16)
+"""Of memory operands, in bytes, unless they are x87 environments and the like."""
+DOT_PRODUCTS = frozenset(("DPPS", "DPPD"))
 APPROXIMATE = frozenset("RCPPS RCPSS RSQRTPS RSQRTSS FSIN FCOS FSINCOS FPTAN FPATAN F2XM1 FYL2X FYL2XP1".split())
 
 
@@ -172,8 +174,8 @@ class Generator:
             raise Unsuitable  # Intel ignores the prefix there, AMD does not
         if instruction.is_loopcc and set(code[: len(code) - 12]) & {0xF2, 0xF3}:
             raise Unsuitable  # it chooses the condition on AMD's processors
-        if instruction.code in VENDORS_DIFFER:
-            raise Unsuitable
+        if instruction.code == Code.MOVSXD_R16_RM16 and instruction.op1_kind == OpKind.MEMORY:
+            raise Unsuitable  # AMD reads 32 bits
         offsets = decoder.get_constant_offsets(instruction)
         length = instruction.len
         del code[length:]
@@ -248,7 +250,8 @@ class Generator:
             bytes(code),
             tuple(gpr + [0] * (16 - len(gpr))),
             int(flags),
-            values.fxsave(random, unmasked=self.unmasked, x87=x87),
+            # A dot product is several operations, and which of them raise flags once one has faulted is not told.
+            values.fxsave(random, unmasked=self.unmasked and mnemonic not in DOT_PRODUCTS, x87=x87),
             bytes(draft.memory),
             mode,
             int(undefined),
@@ -256,7 +259,7 @@ class Generator:
             # TF, which single stepping sets, and IF
             self._pushed_flags(draft) if mnemonic in PUSH_FLAGS else (),
             mnemonic in APPROXIMATE,
-            -PAGE & WORD if any(MemorySizeExt.size(access.memory_size) > 16 for access in used) else WORD,
+            -PAGE & WORD if any(MemorySizeExt.size(access.memory_size) not in SIZES for access in used) else WORD,
         )
 
     def _prepare(self, draft: Draft, mnemonic: str) -> None:
