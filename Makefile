@@ -3,7 +3,7 @@
 #
 #   make run                         boot Debian's kernel, a shell on this terminal (Ctrl-A x leaves)
 #   echo 'uname -a' | make run       the guest's shell reads that, then powers off
-#   make run ARGS='-- uname -a'      run a command in the guest; its status becomes make's
+#   make run ARGS='-- uname -a'      run a command in the guest (make names its status)
 #   make test                        the tests; TESTS='tests/cli -k doctor' chooses some
 #   make test-long                   the tests that take minutes as well
 #   make bench                       the tables behind the README's claims
