@@ -8,17 +8,14 @@ decoder's tables. A start with a warm cache reads two files and does not import 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import marshal
 import os
 import struct
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,10 +57,19 @@ def _cpu_name() -> str:
     return "\n".join(lines)
 
 
+def _llvmlite_version() -> str:
+    """As `importlib.metadata` would tell, whose import takes longer than the rest of a start."""
+    spec = find_spec("llvmlite")
+    if spec is None or spec.origin is None:
+        raise BuildError("the package llvmlite is missing; install xuni's dependencies: make setup")
+    found = min(Path(spec.origin).parents[1].glob("llvmlite-*.dist-info"))
+    return found.name.removeprefix("llvmlite-").removesuffix(".dist-info")
+
+
 def key() -> str:
     """Names the cache entry: changes with the sources, LLVM, Python and the host processor."""
     digest = hashlib.sha256()
-    digest.update(f"{importlib.metadata.version('llvmlite')} {sys.version_info[:2]} {_cpu_name()}".encode())
+    digest.update(f"{_llvmlite_version()} {sys.version_info[:2]} {_cpu_name()}".encode())
     for folder in _SOURCES:
         for path in sorted((_PACKAGE / folder).rglob("*.py")):
             digest.update(path.name.encode())
@@ -98,7 +104,7 @@ def _host_features() -> frozenset[str]:
 
 def compile_ir(text: str) -> bytes:
     """An object file for a module; a module that has been compiled before is read back."""
-    name = hashlib.sha256(f"{importlib.metadata.version('llvmlite')}{_cpu_name()}{_OPTIMIZE}{text}".encode()).hexdigest()
+    name = hashlib.sha256(f"{_llvmlite_version()}{_cpu_name()}{_OPTIMIZE}{text}".encode()).hexdigest()
     kept = cache_directory() / "objects" / name[:40]
     try:
         data = kept.read_bytes()
@@ -117,6 +123,8 @@ def compile_ir(text: str) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace a file at once."""
+    import tempfile
+
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(data)
     os.replace(file.name, path)
@@ -271,6 +279,10 @@ def build(progress: Callable[[int, int], None] = lambda done, total: None, worke
     Raises:
         BuildError: LLVM gave up in a worker process.
     """
+    # Here, because a start that finds the engine compiled needs none of them.
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
     from xuni.engine.soft import program, tables
 
     encodings = program.everything()
