@@ -85,7 +85,7 @@ def plan_leaf(encoding: Encoding) -> LeafPlan:
         flags |= LeafFlag.ENDS
     if d.condition:
         flags |= LeafFlag.CONDITION
-    if d.lock or d.name == "XCHG":
+    if d.lock and encoding.operands[0][0] in "EM":
         flags |= LeafFlag.LOCK
     if encoding.opcode_register:
         flags |= LeafFlag.OPCODE_REGISTER
