@@ -120,6 +120,8 @@ def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
         # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
         state = load(memory, boot, BoardFacts(cpus=cpus, serial=COM_PORTS))
         machine = Pc(memory, _engine(cpus_made), config, ends.outputs())
+        if plan.format is Format.MULTIBOOT:
+            machine.legacy_firmware_state()  # such kernels may go back to real mode, and find it as a boot loader did
     except (BootError, ValueError) as error:
         raise Refusal(str(error)) from error
     cpus_made[0].start(state)

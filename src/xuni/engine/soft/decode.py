@@ -10,7 +10,15 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import OFFSET, check_canonical, current_access, enter_tlb, forget_writable, may_be_direct, slot_of
+from xuni.engine.soft.memory import (
+    OFFSET,
+    check_canonical,
+    current_access,
+    enter_tlb,
+    forget_writable,
+    may_be_direct,
+    slot_of,
+)
 from xuni.engine.soft.records import (
     FETCH_BYTES,
     HASH_BITS,
@@ -29,6 +37,7 @@ from xuni.engine.soft.records import (
     Leaf,
     LeafFlag,
     Mode,
+    ModRm,
     Node,
     Op,
     OsizeRule,
@@ -138,8 +147,10 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
     rexw = rex >> 3 & 1
     key = table << 8 | byte
     modrm = u64(0)
-    if cpu.at(arena.modrm).load(key, 8) != 0:
+    has_modrm = cpu.at(arena.modrm).load(key, 8)
+    if has_modrm != 0:
         modrm = bytes_.load(at, 8).zext(64)
+        modrm = select(has_modrm == ModRm.REGISTERS, modrm | 0xC0, modrm)
         at = at + 1
     mod, reg, rm = modrm >> 6, modrm >> 3 & 7, modrm & 7
     # -- which encoding ------------------------------------------------------------------------------------------------
@@ -168,7 +179,7 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
     if (key == 0x90) & ((rex & 1) == 0):
         number = u64(1)
     leaf = arena.leaves + number * Leaf.SIZE
-    in_memory = (mod != 3) & (cpu.at(arena.modrm).load(key, 8) != 0)
+    in_memory = (mod != 3) & (has_modrm != 0)
     lockable = (cpu.struct(Leaf, leaf).flags & LeafFlag.LOCK) != 0
     if lock & ~(lockable & in_memory):
         leaf = arena.leaves

@@ -14,7 +14,7 @@ from typing import Any, Final
 import xuni.isa.x86
 from xuni.engine.soft.decode import CONDITIONS, PrefixClass
 from xuni.engine.soft.handlers import Handler, Shape, digest, emit
-from xuni.engine.soft.records import FORMS, OSIZES, VARIANTS, Form, Fpu, Imm, LeafFlag, Node, OsizeRule, RegKind
+from xuni.engine.soft.records import FORMS, OSIZES, VARIANTS, Form, Fpu, Imm, LeafFlag, ModRm, Node, OsizeRule, RegKind
 from xuni.isa.stage import Native
 from xuni.isa.x86.encodings import MAP_COUNT, Choice, Encoding, all_encodings, decide
 from xuni.isa.x86.instruction import DEFINITIONS
@@ -331,8 +331,15 @@ def build_nodes(encodings: list[Encoding], leaf_of: dict[int, int]) -> tuple[lis
 
     for (which, opcode), candidates in by_opcode.items():
         nodes[which << 8 | opcode] = place(decide(candidates))
-        modrm[which << 8 | opcode] = any(e.modrm for e in candidates)
+        modrm[which << 8 | opcode] = has_modrm(candidates)
     return nodes, bytes(modrm)
+
+
+def has_modrm(candidates: list[Encoding]) -> ModRm:
+    """Whether the opcode of these encodings has a ModRM byte. MOV to and from control and debug registers ignores mod."""
+    if any(code in ("Cy", "Dy") for e in candidates for code in e.operands):
+        return ModRm.REGISTERS
+    return ModRm.YES if any(e.modrm for e in candidates) else ModRm.NO
 
 
 def everything() -> list[Encoding]:

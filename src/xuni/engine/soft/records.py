@@ -138,6 +138,12 @@ class Leaf(Struct):
     vex_kind = Field(8)
 
 
+class ModRm(IntEnum):
+    """What follows an opcode; REGISTERS: its mod field is not looked at, both operands are registers."""
+
+    NO, YES, REGISTERS = range(3)
+
+
 class Imm(IntEnum):
     NONE, BYTE, SBYTE, WORD, Z, V, MOFFS, FAR, WORD_BYTE, REL8, RELZ = range(11)
 
