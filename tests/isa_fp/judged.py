@@ -32,7 +32,6 @@ EXCEPTIONS = {
     "FPATAN": "the same",
     "FLDENV": "which of several addresses that fault is told first",
     "FRSTOR": "the same",
-    "FSCALE": "compiled code gives the masked result of an unmasked overflow or underflow",
     "FPREM": "compiled code gives the masked result of an unmasked underflow",
     "FPREM1": "the same",
     "FXSAVE": "MXCSR_MASK is the processor's own",

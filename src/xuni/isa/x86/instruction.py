@@ -28,7 +28,7 @@ An encoding is, in this order and separated by blanks:
         Vss Vsd Vd Vq Wss Wsd Wd Wq Ww Wb Ud Uq   the low 32, 64 ... bits of the same (writing a register keeps the rest)
         Wxu                 as Wx without the alignment check (MOVUPS ...)
         Pq Qq Nq Pd Qd      MMX register / MMX or 64-bit memory / register only
-        ST0 STi             x87 stack registers (see x87.py)
+        STi                 x87 stack register by ModRM.rm: `.index` is its number (see x87_stack.py)
     mode       i64 (invalid in 64-bit mode), o64 (only there), d64 (64-bit operand size by default there), f64 (always)
 
 `cpu.osize`, `cpu.asize`, `cpu.long`, `cpu.rep`, `cpu.lock` are known when the function runs.

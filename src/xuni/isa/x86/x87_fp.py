@@ -142,18 +142,22 @@ def scaled_binary(cpu: Cpu, op: str, result: Offset, a: Offset, b: Offset, up: B
     second = -first if op in ("div", "divr") else first
     if op == "divr":
         first, second = second, first
-    left, right = _scale(cpu, a, _PASS + 32, first), _scale(cpu, b, _PASS + 48, second)
-    clear_host(cpu)
+    left, right = _PASS + 32, _PASS + 48
+    scale(cpu, a, left, first)
+    scale(cpu, b, right, second)
     rounded = binary(cpu, op, result, left, right)
     clear_host(cpu)
     return rounded
 
 
-def _scale(cpu: Cpu, source: Offset, target: int, exponent: Bits) -> int:
+def scale(cpu: Cpu, source: Offset, target: Offset, exponent: Bits) -> Bits:
+    """Compiled code: a value times 2 to the power of a 32-bit integer; what that raised."""
     cpu.s.place.store(_PASS, exponent)
-    text = "fildl {0}; fldt {1}; fscale; fstpt {2}; fstp %st(0); fnstsw %ax"
-    host_x87(text, address(cpu, _PASS), address(cpu, source), address(cpu, target))
-    return target
+    clear_host(cpu)
+    text = "fildl {0}; fldt {1}; fscale; fnstsw %ax; fstpt {2}; fstp %st(0)"
+    raised = host_x87(text, address(cpu, _PASS), address(cpu, source), address(cpu, target))
+    clear_host(cpu)
+    return raised & (FLAGS | C1)
 
 
 def widened(cpu: Cpu, kind: str, value: Bits) -> int:

@@ -1,6 +1,7 @@
 """x87: remainder, scaling, exponent and significand, and the transcendental functions.
 
 Compiled code uses the host's instructions, plain Python the series of `x87_series`; their last bits may differ.
+In compiled code an unmasked underflow gives the masked result, but for FSCALE.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xuni.isa import softfloat
-from xuni.isa.bits import Bits, const, select, u16, u64
+from xuni.isa.bits import Bits, const, select, u16, u64, vector
 from xuni.isa.softfloat import X80, Class, Context, Flag, Number
 from xuni.isa.stage import staged, staging, unlikely
 from xuni.isa.x86 import x87_fp as fp
@@ -208,6 +209,9 @@ def _remainder(c: Context, raw: int, other: int, nearest: bool) -> tuple[int, in
     return (c.pack(sign, rest, exponent, X80) if rest else X80.zero(a.sign)), codes
 
 
+_PARTIAL = ("fsin", "fcos")  # C2 tells that the argument is out of range
+
+
 # -- running them ------------------------------------------------------------------------------------------------------
 def _unary(cpu: Cpu, op: str, function: Function, result: Bits, a: Bits) -> Bits:
     if staging() is None:
@@ -216,7 +220,7 @@ def _unary(cpu: Cpu, op: str, function: Function, result: Bits, a: Bits) -> Bits
         fp.store_plain(cpu, result, function(c, fp.load_plain(cpu, a)))
         return fp.raised(c)
     text = f"fldt {{0}}; {op}; fnstsw %ax; fstpt {{1}}"
-    return fp.host_x87(text, fp.address(cpu, a), fp.address(cpu, result)) & (FLAGS | C1)
+    return fp.host_x87(text, fp.address(cpu, a), fp.address(cpu, result)) & (FLAGS | C1 | (C2 if op in _PARTIAL else 0))
 
 
 def _binary(cpu: Cpu, op: str, function: Function2, result: Bits, a: Bits, b: Bits, keeps: bool) -> Bits:
@@ -294,12 +298,37 @@ def fscale(cpu: Cpu) -> None:
     check_pending(cpu)
     if has_both(cpu, 0, 0):
         a, b = offset(cpu, 0), offset(cpu, 1)
-        compute(cpu, a, lambda where: _binary(cpu, "fscale", _fscale, where, a, b, True))
+        compute(cpu, a, lambda where: _binary(cpu, "fscale", _fscale, where, a, b, True),
+                scaled=lambda where, up: _scale_again(cpu, where, a, b, up))  # fmt: skip
+
+
+@staged
+def _scale_again(cpu: Cpu, result: Bits, a: Bits, b: Bits, up: Bits) -> Bits:
+    """Compiled code: the result of an unmasked overflow (or, `up`, underflow), see `x87_fp.scaled_binary`.
+
+    One that does not fit even so is infinite, or zero.
+    """
+    power, _ = fp.store(cpu, "m64int", b, truncate=True)
+    negative = cpu.s.place.load(b, 64, 2).lane(1)[15]
+    limited = power.smax(-65536).smin(65536)
+    limited = select(power == 1 << 63, select(negative, u64(-65536), u64(65536)), limited)
+    raised = fp.scale(cpu, a, result, (limited + select(up, u64(24576), u64(-24576))).trunc(32))
+    if ((raised & int(Flag.OE)) != 0) | fp.is_tiny(cpu, result) | ((raised & int(Flag.UE)) != 0):
+        sign = cpu.s.place.load(a, 64, 2).lane(1) & 0x8000
+        infinity = vector([u64(1 << 63), sign | 0x7FFF])
+        cpu.s.place.store(result, select(up, vector([u64(0), sign]), infinity))
+        raised = select(up, u16(int(Flag.PE)), u16(int(Flag.PE) | C1))
+    return raised
 
 
 # -- sine and cosine ---------------------------------------------------------------------------------------------------
 def out_of_range(cpu: Cpu) -> Bits:
-    """Whether ST(0) is finite and 2**63 or more, or less than -2**63: these are left alone, with C2 set."""
+    """Whether ST(0) is finite and 2**63 or more, or less than -2**63: these are left alone, with C2 set.
+
+    Compiled code asks the host, which may know better for the largest ones.
+    """
+    if staging() is not None:
+        return const(0, 1)
     exponent = stack.read(cpu, 0).lane(1) & 0x7FFF
     return (exponent >= 0x3FFF + 63) & (exponent != 0x7FFF)
 
@@ -341,6 +370,10 @@ def put_both(cpu: Cpu, action: Callable[[Bits, Bits], Bits]) -> None:
     if unlikely(~stack.is_masked(cpu)):
         fp.clear_host(cpu)
     raised = action(first, second)
+    if unlikely(raised & C2 != 0):  # nothing was pushed
+        fp.clear_host(cpu)
+        stack.set_codes(cpu, C1 | C2, C2)
+        return
     if unlikely(~stack.is_masked(cpu)):
         fp.clear_host(cpu)
         if staging() is not None:
@@ -366,7 +399,8 @@ def _two_results(cpu: Cpu, op: str, functions: tuple[Function, Function], first:
         fp.store_plain(cpu, second, functions[1](c, raw))
         return fp.raised(c)
     text = f"fldt {{0}}; {op}; fnstsw %ax; fstpt {{1}}; fstpt {{2}}"
-    return fp.host_x87(text, fp.address(cpu, a), fp.address(cpu, second), fp.address(cpu, first)) & (FLAGS | C1)
+    codes = FLAGS | C1 | (0 if op == "fxtract" else C2)
+    return fp.host_x87(text, fp.address(cpu, a), fp.address(cpu, second), fp.address(cpu, first)) & codes
 
 
 def _one_or_nan(c: Context, raw: int) -> int:
