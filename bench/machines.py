@@ -61,8 +61,24 @@ def _xuni_linux(guest: LinuxGuest) -> list[str]:
     )  # fmt: skip
 
 
+def _xuni_cpu(qemu: Sequence[str]) -> list[str]:
+    """What of QEMU's -cpu option xuni's --cpu knows: features by their QEMU names, the vendor, address bits."""
+    names = {"x2apic": "x2apic", "tsc-deadline": "tsc_deadline_timer", "pcid": "pcid", "invpcid": "invpcid",
+             "umip": "umip", "la57": "la57"}  # fmt: skip
+    words = []
+    for word in qemu[qemu.index("-cpu") + 1].split(",") if "-cpu" in qemu[:-1] else ():
+        if word[:1] in "+-" and word[1:] in names:
+            words.append(word[0] + names[word[1:]])
+        elif word == "vendor=AuthenticAMD":
+            words.append("+amd")
+        elif word.startswith("phys-bits="):
+            words.append(word)
+    return ["--cpu", ",".join(words)] if words else []
+
+
 def _xuni_test(guest: TestGuest) -> list[str]:
     options = ["--multiboot", str(guest.kernel), "--memory", f"{guest.memory}M", "--serial", "stdio"]
+    options += _xuni_cpu(guest.qemu)
     return _xuni(*options, *(("--append", guest.arguments) if guest.arguments else ()))
 
 

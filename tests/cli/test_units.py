@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 import pytest
 
-from xuni.cli.units import Seconds, Serial, SerialType, Size
+from xuni.cli.units import CpuChoice, CpuType, Seconds, Serial, SerialType, Size
 
 
 @pytest.mark.parametrize(("text", "size"), [
@@ -34,3 +34,11 @@ def test_seconds() -> None:
     for text in ("0", "-1", "nan", "inf", "x", "1e10"):
         with pytest.raises(click.BadParameter):
             Seconds().convert(text, None, None)
+
+
+def test_features_of_a_cpu() -> None:
+    chosen = CpuType().convert("+la57,-pcid,phys-bits=36,+amd", None, None)
+    assert chosen == CpuChoice(("la57", "amd"), ("pcid",), 36)
+    for text in ("", "la57", "+", "+la57,", "phys-bits=", "phys-bits=-1", "phys-bits=1000", "max"):
+        with pytest.raises(click.BadParameter):
+            CpuType().convert(text, None, None)

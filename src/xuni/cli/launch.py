@@ -18,10 +18,13 @@ from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
 from xuni.cli.attend import Attendant, Input, Stuck
 from xuni.cli.failure import EngineError, Refusal
 from xuni.cli.plan import End, Plan
+from xuni.cli.units import CpuChoice
+from xuni.devices.apic.state import LocalApicConfig
 from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
 from xuni.devices.uart import COM_PORTS
 from xuni.guest import session
 from xuni.host.progress import Progress
+from xuni.isa.x86.features import choose
 from xuni.machine.machine import CpuConfig, Engine
 from xuni.machine.pc import Pc, PcConfig
 from xuni.machine.stopped import DebugExit, PowerOff, Reset, Stopped
@@ -36,6 +39,7 @@ CONSOLE, DATA, ERRORS, CONTROL = range(4)  # the serial ports, as `xuni.guest.se
 TAIL_LINES: Final = 40
 SEED_SIZE: Final = 32
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+PHYSICAL_BITS: Final = 40
 NO_STATUS: Final = 121
 """The guest ended by itself before the command in it did."""
 
@@ -64,7 +68,7 @@ class Ends:
                     self.status = status
 
 
-def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None) -> int:
+def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None, cpu: CpuChoice | None = None) -> int:
     """Boot and run until the guest ends, or the user ends it. Returns the exit status."""
     with _ends(plan) as ends:
         try:
@@ -72,7 +76,7 @@ def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None) -> int:
         except (ValueError, OSError) as error:
             raise Refusal(f"--memory: {memory >> 20} MiB of guest memory cannot be had: {error}") from error
         with guest_memory:
-            machine = _machine(plan, guest_memory, cpus, ends)
+            machine = _machine(plan, guest_memory, cpus, cpu or CpuChoice(), ends)
             console = machine.consoles[DATA if plan.input is Input.FRAMES else CONSOLE]
 
             def feed(data: bytes) -> None:
@@ -106,11 +110,21 @@ def tracing(patterns: Sequence[str]) -> Iterator[None]:
         raise Refusal(f"--trace: {error}") from error
 
 
-def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
+def _machine(plan: Plan, memory: GuestMemory, cpus: int, cpu: CpuChoice, ends: Ends) -> Pc:
     own = plan.session is None
+    try:
+        features = choose(cpu.plus, cpu.minus)
+    except ValueError as error:
+        raise Refusal(f"--cpu: {error}") from error
+    bits = PHYSICAL_BITS if cpu.physical_bits is None else cpu.physical_bits
+    if not 36 <= bits <= 52:
+        raise Refusal(f"--cpu: phys-bits={bits}: a physical address has 36 to 52 bits")
     config = PcConfig(
         cpus=cpus,
         serial=COM_PORTS,
+        local_apic=LocalApicConfig(
+            x2apic="x2apic" in features, tsc_deadline="tsc_deadline_timer" in features, physical_address_bits=bits
+        ),
         debug_exit=DebugExitConfig() if own else None,
         test_device=TestDeviceConfig() if plan.format is Format.MULTIBOOT else None,
     )
@@ -119,7 +133,7 @@ def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
     try:
         # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
         state = load(memory, boot, BoardFacts(cpus=cpus, serial=COM_PORTS))
-        machine = Pc(memory, _engine(cpus_made), config, ends.outputs())
+        machine = Pc(memory, _engine(cpus_made, features, bits), config, ends.outputs())
         if plan.format is Format.MULTIBOOT:
             machine.legacy_firmware_state()  # such kernels may go back to real mode, and find it as a boot loader did
     except (BootError, ValueError) as error:
@@ -128,7 +142,7 @@ def _machine(plan: Plan, memory: GuestMemory, cpus: int, ends: Ends) -> Pc:
     return machine
 
 
-def _engine(made: list[SoftVcpu]) -> Engine:
+def _engine(made: list[SoftVcpu], features: frozenset[str], physical_bits: int) -> Engine:
     """Makes virtual CPUs of xuni's own engine, and keeps them in `made` as what they are. Compiles it if need be."""
     from xuni.engine.soft.build import BuildError
     from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu, code
@@ -141,8 +155,8 @@ def _engine(made: list[SoftVcpu]) -> Engine:
     base = time.monotonic_ns()
 
     def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
-        features = SoftConfig(apic_id=config.index, cpus=config.count)
-        made.append(SoftVcpu(memory, features, clock_base=base, compiled=compiled))
+        kind = SoftConfig(features, apic_id=config.index, cpus=config.count, physical_bits=physical_bits)
+        made.append(SoftVcpu(memory, kind, clock_base=base, compiled=compiled))
         return made[-1]
 
     return make

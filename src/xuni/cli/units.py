@@ -67,3 +67,32 @@ class Seconds(click.ParamType[float]):
         if not 0.0 < seconds < 1e9:
             self.fail(f"{value!r} is not a positive number of seconds", param, ctx)
         return seconds
+
+
+@dataclass(frozen=True, slots=True)
+class CpuChoice:
+    """How the guest's processor differs from the usual one: features more and fewer, bits of a physical address."""
+
+    plus: tuple[str, ...] = ()
+    minus: tuple[str, ...] = ()
+    physical_bits: int | None = None
+
+
+class CpuType(click.ParamType[CpuChoice]):
+    """+NAME and -NAME of CPU features, phys-bits=N, with commas between them."""
+
+    name = "cpu"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CpuChoice:
+        if isinstance(value, CpuChoice):
+            return value
+        signs: dict[str, list[str]] = {"+": [], "-": []}
+        bits = None
+        for word in str(value).split(","):
+            if word[:1] in signs and word[1:]:
+                signs[word[0]].append(word[1:])
+            elif found := re.fullmatch(r"phys-bits=([0-9]{1,3})", word):
+                bits = int(found[1])
+            else:
+                self.fail(f"{word!r} says nothing of a CPU; write +la57, -pcid or phys-bits=40", param, ctx)
+        return CpuChoice(tuple(signs["+"]), tuple(signs["-"]), bits)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from xuni.cli.failure import Refusal
-from xuni.cli.units import Seconds, Serial, SerialType, Size
+from xuni.cli.units import CpuChoice, CpuType, Seconds, Serial, SerialType, Size
 
 DEFAULT_MEMORY = "512M"
 FILE = click.Path(path_type=Path)
@@ -42,6 +42,8 @@ def vm() -> None:
 @click.option("--append", metavar="ARGS", help="The kernel's command line; added to a named guest's own.")
 @click.option("--memory", type=Size(), default=DEFAULT_MEMORY, show_default=True, help="Guest memory: 512M, 2G.")
 @click.option("--cpus", type=click.IntRange(1, 255), default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--cpu", type=CpuType(), default=CpuChoice(), metavar="+NAME,-NAME",
+              help="Features that the CPU has besides (+la57, +amd) or lacks (-pcid); phys-bits=N.")
 @click.option("--serial", type=SerialType(), metavar="stdio|file:PATH|null",
               help="Where the first serial port ends; stdio unless a command's output takes it.")
 @click.option("--timeout", type=Seconds(), help="End the guest after so many seconds, with status 124.")
@@ -52,8 +54,8 @@ def vm() -> None:
               help="Write the events of these probes to stderr: 'vcpu_*', '*'.")
 @click.pass_context
 def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: Path | None, initrd: tuple[Path, ...],
-        append: str | None, memory: int, cpus: int, serial: Serial | None, timeout: float | None, engine: str,
-        verbose: bool, trace: tuple[str, ...]) -> None:
+        append: str | None, memory: int, cpus: int, cpu: CpuChoice, serial: Serial | None, timeout: float | None,
+        engine: str, verbose: bool, trace: tuple[str, ...]) -> None:
     """Boot a guest by name (debian if none is given; see `xuni guest ls`), or a kernel of your own.
 
     On a terminal the guest's console is yours: Ctrl-A x leaves, Ctrl-A h helps, Ctrl-C goes to the guest. Without a
@@ -91,5 +93,5 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
     else:
         chosen = plan.named(guest or "debian", command, append, serial, verbose)
     with launch.tracing(trace):
-        status = launch.launch(chosen, memory=memory, cpus=cpus, timeout=timeout)
+        status = launch.launch(chosen, memory=memory, cpus=cpus, cpu=cpu, timeout=timeout)
     ctx.exit(status)
