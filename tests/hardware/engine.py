@@ -1,8 +1,8 @@
 """The soft engine as a `Target`: one virtual CPU, whose state is overwritten before each case.
 
 Each case runs at CPL 3 under page tables that map its two pages and a kernel half, which has only what delivers an
-exception: an IDT whose gates lead to HLTs of its own for each vector. So an exception leaves its frame on the kernel stack, and the
-vector in RIP; what completes is found by single-stepping (`SoftVcpu.state.steps`).
+exception: an IDT whose gates lead to HLTs, others for each vector. So an exception leaves its frame on the kernel
+stack, and the vector in RIP; what completes is found by single-stepping (`SoftVcpu.state.steps`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from struct import Struct
 
+from xuni.engine.soft.records import Op
 from xuni.engine.soft.vcpu import SoftVcpu
 from xuni.isa.x86.cpustate import CpuState, Cr0, Segment, TableRegister
 from xuni.isa.x86.flags import Kind
@@ -30,6 +31,7 @@ HLT = b"\xf4"
 """What surrounds the instruction: #GP at CPL 3, and a stop in the kernel's stubs."""
 CODE_AREA = 64
 ITERATIONS = 4096
+MAX_LENGTH = 15
 KERNEL_CS = 8
 ELSEWHERE = 0x7000_0000_0000
 """Where no case accesses memory."""
@@ -232,3 +234,24 @@ PLACES = Places()
 RIP, EFLAGS, STEPS, EXIT_KIND, CPL, CR2 = map(_word, ("rip", "eflags", "steps", "exit_kind", "cpl", "cr2"))
 FLAG_KIND, FLAG_A, FLAG_B = map(_word, ("flag_kind", "flag_a", "flag_b"))
 FULL_TAGS = [sum((0 if tags >> n & 1 else 3) << 2 * n for n in range(8)) for tags in range(256)]
+
+
+class Decoding:
+    """The compiled decoder by itself."""
+
+    def __init__(self) -> None:
+        self._vcpu = SoftVcpu(GuestMemory(1 << 20))
+        self._code = ctypes.create_string_buffer(64)
+        self._op = ctypes.create_string_buffer(Op.SIZE)
+        self._decode = self._vcpu.code.function("decode", *[ctypes.c_uint64] * 5)
+        self._invalid = self._vcpu.code.handlers[0]
+
+    def length_of(self, code: bytes, bits: int) -> int | None:
+        """Length in bytes of the instruction at the start of `code`, for code segments of 16, 32 or 64 bits; None: #UD."""
+        ctypes.memset(self._code, 0, 64)
+        ctypes.memmove(self._code, code, len(code))
+        places = ctypes.addressof(self._code), ctypes.addressof(self._op)
+        # The first of the values that `decode` returns comes back where a C function's only one would.
+        length = self._decode(self._vcpu.region.address, *places, 0, (16, 32, 64).index(bits), 0)
+        handler = int.from_bytes(self._op.raw[:8], "little")
+        return None if length > MAX_LENGTH or handler == self._invalid else length

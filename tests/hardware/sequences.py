@@ -80,8 +80,8 @@ class SequenceGenerator:
                 case = next(self.generator.cases(form, mode, 1), None)
                 if case is None or case.approximate:
                     continue
-                instruction = decode(case)
-                if instruction.flow_control != FlowControl.NEXT and (place < length - 1 or not self._leads_on(chosen, case)):
+                instruction, last = decode(case), place == length - 1
+                if instruction.flow_control != FlowControl.NEXT and not (last and self._leads_on(chosen, case)):
                     continue
                 if (place and uses_memory(case, instruction)) or is_repeated(case.code, mode):
                     continue
@@ -114,7 +114,7 @@ class SequenceGenerator:
 def compare(
     sequences: Sequence[Chain], host: Target, run: Callable[[Case, bytes], Outcome]
 ) -> Iterator[tuple[Chain, list[str]]]:
-    """Yield the sequences whose outcomes differ. `run(case, code)` executes `code` in one go from the state of `case`."""
+    """Yield the sequences whose outcomes differ. `run` executes code in one go, from the state of a case."""
     current = [sequence.cases[0] for sequence in sequences]
     alive = list(range(len(sequences)))
     outcomes: dict[int, Outcome] = {}
