@@ -216,13 +216,27 @@ class Bits:
         value = int(other) & mask(self.width)  # a plain int: `~` on an IntFlag knows only its named bits
         return Bits(INTS, self.width, value if self.lanes == 1 else (value,) * self.lanes, self.lanes)
 
+    def _known(self, other: Bits | int) -> int | None:
+        """The value of the second operand where both are plain ints: most operations of plain code."""
+        if self.backend is not INTS or self.lanes > 1:
+            return None
+        if isinstance(other, Bits):
+            return other.raw if other.backend is INTS and other.width == self.width and other.lanes == 1 else None
+        return int(other) & ((1 << self.width) - 1)
+
     def _binary(self, op: str, other: Bits | int) -> Bits:
+        known = self._known(other)
+        if known is not None:
+            return Bits(INTS, self.width, _BINARY[op](self.raw, known, self.width) & ((1 << self.width) - 1))
         other = self._other(other)
         backend = self.backend if not self.backend.known else other.backend
         raw = backend.binary(op, backend.lift(self), backend.lift(other), self.width, self.lanes)
         return Bits(backend, self.width, raw, self.lanes)
 
     def _compare(self, op: str, other: Bits | int) -> Bits:
+        known = self._known(other)
+        if known is not None:
+            return Bits(INTS, 1, int(_COMPARE[op](self.raw, known, self.width)))
         other = self._other(other)
         backend = self.backend if not self.backend.known else other.backend
         raw = backend.compare(op, backend.lift(self), backend.lift(other), self.width, self.lanes)

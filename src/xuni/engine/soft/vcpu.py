@@ -53,7 +53,7 @@ from xuni.isa.x86.cpuid import SIGNATURE, build_cpuid_table
 from xuni.isa.x86.cpustate import CpuState, at_reset, real_mode
 from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.flags import pack, unpack
-from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Eflags, ExitKind, Seg, State
+from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Cr0, Cr4, Efer, Eflags, ExitKind, Seg, State
 from xuni.memory.guest import GuestMemory
 
 ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
@@ -299,6 +299,9 @@ class BaseVcpu:
             s.seg_limit[number] = segment.limit
             s.seg_attr[number] = segment.attributes | (0 if segment.p else int(Attr.UNUSABLE))
         s.cr0, s.cr3, s.cr4, s.efer = at.cr0, at.cr3, at.cr4, at.efer  # type: ignore[assignment]
+        if at.cr0 & Cr0.PG and at.cr4 & Cr4.PAE and not at.efer & Efer.LMA:  # as loading CR3 would
+            for i in range(4):
+                s.pdpte[i] = self.memory.read_u64((at.cr3 & 0xFFFFFFE0) + 8 * i)
         s.gdtr_base, s.gdtr_limit = at.gdtr.base, at.gdtr.limit  # type: ignore[assignment]
         s.idtr_base, s.idtr_limit = at.idtr.base, at.idtr.limit  # type: ignore[assignment]
         real = not at.cr0 & 1 or at.rflags & int(Eflags.VM)
