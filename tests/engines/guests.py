@@ -356,7 +356,7 @@ PROTECTED = """
   FAULT mov ds, ax
   mov rAX, ABSENT
   FAULT mov fs, ax
-  FAULT mov ax, fs:[0]
+  mov ax, fs:[0]
   mov rAX, LIMITED
   mov es, ax
   mov rDI, 0x6ff0
@@ -501,26 +501,39 @@ LONG = """
   crc32 rax, rdx
 """
 
+# The events that each part causes: vector, and the error code if it is not 0 (both hexadecimal).
+BODY_EVENTS = "0 0 6 6 d 3 21 6 50 50 51 2 1 1 1 1 1 1 1 1 1 d"
+PROTECTED_EVENTS = "d:1000 b:40 d d c d:2fa 8"
+TASK_EVENTS = "6 0"
+PAGING_EVENTS = "e:2 e e:2 e:3 e:2 e:2 e FETCH e"
+USER_EVENTS = "d d 21 d:112 d:4"
+USER_PAGING_EVENTS = "d d 21 d:112 e:7 d:4"
+LONG_EVENTS = "d c d d 6 d d"
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A mode: widths of the code and of the handlers, and what is added to `BODY`."""
+    """A mode: widths of the code and of the handlers, what is added to `BODY`, and the events which that causes."""
 
     name: str
     bits: int
     handler_bits: int
     extra: str
+    events: str
     paging: str = ""  # "", "32", "pae", "long"
 
 
 KINDS = (
-    Kind("real", 16, 16, "  FAULT mov eax, ss:[0xfffe]\n  FAULT mov eax, [0xfffd]\n"),
-    Kind("protected16", 16, 16, PROTECTED + TASKS),
-    Kind("protected32", 32, 32, PROTECTED + TASKS + USER),
-    Kind("paging32", 32, 32, PROTECTED + TASKS + PAGING + USER, "32"),
-    Kind("pae", 32, 32, PROTECTED + TASKS + PAGING + USER, "pae"),
-    Kind("compatibility", 32, 64, PROTECTED + PAGING, "long"),
-    Kind("long", 64, 64, PAGING + LONG + USER, "long"),
+    Kind("real", 16, 16, "  FAULT mov eax, ss:[0xfffe]\n  FAULT mov eax, [0xfffd]\n", "c d"),
+    Kind("protected16", 16, 16, PROTECTED + TASKS, f"{PROTECTED_EVENTS} {TASK_EVENTS}"),
+    Kind("protected32", 32, 32, PROTECTED + TASKS + USER, f"{PROTECTED_EVENTS} {TASK_EVENTS} {USER_EVENTS}"),
+    *(Kind(name, 32, 32, PROTECTED + TASKS + PAGING + USER,
+           f"{PROTECTED_EVENTS} {TASK_EVENTS} {PAGING_EVENTS} {USER_PAGING_EVENTS}".replace("FETCH", "e"), paging)
+      for name, paging in (("paging32", "32"), ("pae", "pae"))),
+    Kind("compatibility", 32, 64, PROTECTED + PAGING,
+         f"{PROTECTED_EVENTS} {PAGING_EVENTS}".replace("FETCH", "e:10"), "long"),
+    Kind("long", 64, 64, PAGING + LONG + USER,
+         f"{PAGING_EVENTS} {LONG_EVENTS} {USER_PAGING_EVENTS}".replace("FETCH", "e:10"), "long"),
 )
 
 
@@ -661,3 +674,14 @@ def guests() -> dict[str, Guest]:
     """All guests by the name of their mode."""
     codes = assemble([_text(kind) for kind in KINDS])
     return {kind.name: _guest(kind, code) for kind, code in zip(KINDS, codes, strict=True)}
+
+
+def events(kind: Kind, memory: bytes) -> str:
+    """What the handlers of a guest have logged, in the form of `Kind.events`."""
+    width = kind.handler_bits // 8
+
+    def word(at: int) -> int:
+        return int.from_bytes(memory[at : at + width], "little")
+
+    logged = range(LOG, word(guests()[kind.name].labels["logp"]), 5 * width + 8)
+    return " ".join(f"{word(at):x}" + (f":{word(at + width):x}" if word(at + width) else "") for at in logged)

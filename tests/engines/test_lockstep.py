@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engines.guests import KINDS, guests
+from tests.engines.guests import BODY_EVENTS, KINDS, Kind, events, guests
 from tests.engines.lockstep import Runner, differences, in_step, to_the_end
 from xuni.engine.soft.plain import PlainVcpu
 from xuni.engine.soft.vcpu import SoftVcpu
@@ -47,3 +47,11 @@ def test_the_same_end_at_full_speed(engine: type[PlainVcpu] | type[SoftVcpu], na
     assert differences(free, stepped) == []
     stepped.close()
     free.close()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_a_guest_sees_the_events_that_it_causes(kind: Kind) -> None:
+    runner = Runner(SoftVcpu, guests()[kind.name])
+    to_the_end(runner)
+    assert events(kind, runner.image()) == f"{BODY_EVENTS} {kind.events}"
+    runner.close()
