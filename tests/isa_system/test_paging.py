@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from xuni.isa.bits import u64
+from xuni.isa.bits import u32, u64
 from xuni.isa.x86.exceptions import GuestFault, Vector
-from xuni.isa.x86.paging import Access, walk
+from xuni.isa.x86.paging import Access, set_pkru, walk
 from xuni.isa.x86.state import Cr0, Cr4, Efer, Eflags
 
 from .machine import Memory, PlainCpu
@@ -261,3 +261,23 @@ def test_permission_matrix() -> None:
             except GuestFault:
                 error = int(s.fault_error)
             assert error == expected.error, (w, u, nx, wp, smep, smap, ac, access)
+
+
+def test_a_new_pkru_flushes_what_it_concerns() -> None:
+    cpu = PlainCpu(Memory(0x8000))
+    s = cpu.s
+    s.cr3, s.cr0, s.cr4 = 0x1000, int(Cr0.PG | Cr0.PE), int(Cr4.PAE | Cr4.PKE)
+    s.efer = int(Efer.LMA | Efer.LME)
+    for n in range(1, 4):
+        cpu.ram.write(0x1000 * n, 0x1000 * (n + 1) | P | W | U, 8)
+    cpu.ram.write(0x4000, 0x5000 | P | W | U | 3 << 59, 8)
+    set_pkru(cpu, u32(0x55555554))
+    assert not cpu.log, "no page has such a key"
+    set_pkru(cpu, u32(0))
+    walk(cpu, u64(0), u64(Access.USER))
+    set_pkru(cpu, u32(0x30))
+    assert not cpu.log, "key 2, but the page has key 3"
+    set_pkru(cpu, u32(0xB0))
+    assert cpu.log == [("flush",)]
+    set_pkru(cpu, u32(0xB1))
+    assert len(cpu.log) == 2, "key 0 is everywhere"

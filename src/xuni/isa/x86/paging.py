@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from xuni.isa.bits import U1, U64, Bits, select, u1, u64
+from xuni.isa.bits import U1, U32, U64, Bits, select, u1, u64
 from xuni.isa.stage import native, staged
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.state import Cr0, Cr4, Efer, Eflags
@@ -81,12 +81,27 @@ def _key_denies(cpu: Cpu, key: U64, user_page: U1, user: U1) -> U64:
     if user_page:
         if (s.cr4 & Cr4.PKE) != 0:
             rights = s.pkru.zext(64)
+            s.keys_met = s.keys_met | u64(1) << (key << 1)
     elif (s.cr4 & Cr4.PKS) != 0:
         rights = s.pkrs.zext(64)
     rights = (rights >> (key << 1)) & 3
     if ~user & ((s.cr0 & Cr0.WP) == 0):
         rights = rights & 1
     return rights
+
+
+@native
+def set_pkru(cpu: Cpu, value: U32) -> None:
+    """Load PKRU. A TLB holds rights with the keys applied: it must forget them if a key that pages have changes.
+
+    Which keys walks have met is kept as their lower bit in PKRU: most guests use none but 0, and load PKRU often.
+    """
+    s = cpu.s
+    changed = (s.pkru ^ value).zext(64)
+    s.pkru = value
+    if ((changed | changed >> 1) & (s.keys_met | 1) & 0x55555555) != 0:
+        s.keys_met = 0
+        cpu.flush_tlb()
 
 
 @native

@@ -207,7 +207,8 @@ class State(Struct):
     debug_control = Field(64)
     bios_sign = Field(64)
     spec_control = Field(64)
-    misc_msr = Array(64, 16)  # owned by msr.py
+    keys_met = Field(64)  # protection keys of the pages that walks have met: see paging.set_pkru
+    misc_msr = Array(64, 15)  # owned by msr.py
     # -- interruptibility ---------------------------------------------------------------------------------------------
     interrupt_shadow = Field(64)  # 1: after STI or MOV SS, until the next instruction ends
     nmi_pending = Field(64)

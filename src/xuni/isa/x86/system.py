@@ -10,6 +10,7 @@ from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import Operand, instruction
 from xuni.isa.x86.msr import put_edx_eax
+from xuni.isa.x86.paging import set_pkru
 from xuni.isa.x86.segment import is_canonical, is_canonical_base, is_virtual_8086, require_cpl0
 from xuni.isa.x86.state import Cr0, Cr4, Eflags, Gpr, Seg
 
@@ -153,9 +154,7 @@ def wrpkru(cpu: Cpu) -> None:
     value = concat(cpu.reg(Gpr.RDX, 32), cpu.reg(Gpr.RAX, 32))
     if (value >> 32) != 0:
         raise GuestFault(cpu, Vector.GP, 0)
-    if cpu.s.pkru != value.trunc(32):
-        cpu.s.pkru = value.trunc(32)
-        cpu.flush_tlb()  # the TLB holds rights with the keys applied
+    set_pkru(cpu, value.trunc(32))
 
 
 @instruction("RDPID", "F3 0F C7 /7 f64 Ry", feature="rdpid", cold=True)

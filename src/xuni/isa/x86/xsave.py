@@ -11,6 +11,7 @@ from xuni.isa.x86 import sse_fp
 from xuni.isa.x86 import xsave_area as image
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.instruction import Operand, instruction
+from xuni.isa.x86.paging import set_pkru
 from xuni.isa.x86.state import Cr0, Cr4, Gpr
 from xuni.isa.x86.xsave_area import EXTENDED, HEADER, LEGACY_SIZE, MXCSR, PKRU, SSE, X87, Area, Direct, Through
 
@@ -178,9 +179,7 @@ def _restore(name: str, encoding: str, supervisor: bool, feature: str) -> None:
                 at = select(compact, u64(EXTENDED), u64(PKRU_OFFSET))
                 pkru = cpu.load(segment, offset + at, 32)
         open_image(cpu, src, LEGACY_SIZE, 64, False, lambda area: restore(cpu, area, rfbm, present, compact))
-        if cpu.s.pkru != pkru:
-            cpu.s.pkru = pkru
-            cpu.flush_tlb()
+        set_pkru(cpu, pkru)
 
 
 @staged
