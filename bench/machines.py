@@ -62,10 +62,13 @@ def _xuni_linux(guest: LinuxGuest) -> list[str]:
 
 
 def _xuni_cpu(qemu: Sequence[str]) -> list[str]:
-    """What of QEMU's -cpu option xuni's --cpu knows: features by their QEMU names, the vendor, address bits."""
+    """What of QEMU's -cpu option xuni's --cpu knows: features by their QEMU names, the vendor, address bits.
+
+    The tests take a machine for a hypervisor's, whose VMCALL is answered.
+    """
     names = {"x2apic": "x2apic", "tsc-deadline": "tsc_deadline_timer", "pcid": "pcid", "invpcid": "invpcid",
              "umip": "umip", "la57": "la57"}  # fmt: skip
-    words = []
+    words = ["+hypercall"]
     for word in qemu[qemu.index("-cpu") + 1].split(",") if "-cpu" in qemu[:-1] else ():
         if word[:1] in "+-" and word[1:] in names:
             words.append(word[0] + names[word[1:]])
@@ -73,7 +76,7 @@ def _xuni_cpu(qemu: Sequence[str]) -> list[str]:
             words.append("+amd")
         elif word.startswith("phys-bits="):
             words.append(word)
-    return ["--cpu", ",".join(words)] if words else []
+    return ["--cpu", ",".join(words)]
 
 
 def _xuni_test(guest: TestGuest) -> list[str]:

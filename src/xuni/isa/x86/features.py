@@ -34,8 +34,8 @@ class Feature:
     requires: tuple[str, ...]
 
 
-# What CPUID says by its vendor string: SYSCALL exists outside 64-bit mode too.
-_SILENT: Final = ("amd",)
+# What CPUID has no bit for. amd: its vendor string, and SYSCALL outside 64-bit mode too; hypercall: VMCALL is no #UD.
+_SILENT: Final = ("amd", "hypercall")
 
 # name [< what it requires], bit; a leading "-" turns a row off by default. One line a CPUID register.
 _ROWS: Final = {
