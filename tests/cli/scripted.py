@@ -145,7 +145,7 @@ if __name__ == "__main__":
     from xuni.cli import launch
     from xuni.cli.main import main
 
-    def engine(made: list[Vcpu]) -> Engine:
+    def engine(made: list[Vcpu], *settings: object) -> Engine:
         def make(memory: GuestMemory, config: CpuConfig) -> Vcpu:
             made.append(Vcpu(script()))
             return made[-1]

@@ -227,5 +227,5 @@ CATALOGUE: Mapping[str, Recipe] = {
     # The second name is Ubuntu's.
     "debian": _linux("Debian's cloud kernel with a BusyBox shell", "linux-image-cloud-amd64", "linux-image-virtual"),
     "memtest86+": Recipe("the memory tester, on the serial console", "console=ttyS0,115200", _memtest),
-    "krun": Recipe("the small kernel of libkrun: PVH entry; mute until there is virtio", "console=hvc0 panic=-1", _krun),
+    "krun": Recipe("the small kernel of libkrun; mute until there is virtio", "console=hvc0 panic=-1", _krun),
 }
