@@ -1,6 +1,7 @@
 """Guest code from assembly text: LLVM's assembler in a process of its own (it ends the process on an internal error).
 
-The text is Intel syntax without prefixes; `.code16`, `.code32` and `.code64` choose the mode. The code is placed at `BASE`.
+The text is Intel syntax without prefixes; `.code16`, `.code32` and `.code64` choose the mode. The code is placed at
+`BASE`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ for text in json.load(sys.stdin):
 json.dump(objects, sys.stdout)
 """
 # relocation type: bytes, whether it is relative to its place
-_RELOCATIONS = {1: (8, False), 2: (4, True), 4: (4, True), 10: (4, False), 11: (4, False), 12: (2, False), 13: (2, True)}
+_RELOCATIONS = {1: (8, False), 2: (4, True), 4: (4, True), 10: (4, False), 11: (4, False), 12: (2, False),
+                13: (2, True)}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

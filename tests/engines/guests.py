@@ -1,8 +1,8 @@
 """Small guests, one a mode: faults, interrupts, tasks, self-modifying code, strings, LOCK, devices, traps, SSE, x87.
 
-All modes share `BODY`; what is particular to some is added to it. `rAX` ... are the registers of the mode's width, `WORD`
-that width and `W` its bytes. An instruction that faults is written `FAULT ...`: the handler logs the event and goes on
-behind it.
+All modes share `BODY`; what is particular to some is added to it. `rAX` ... are the registers of the mode's width,
+`WORD` that width and `W` its bytes. An instruction that faults is written `FAULT ...`: the handler logs the event and
+goes on behind it.
 
     0000 IVT   1000 GDT   2000 IDT   3000 TSSs   4000 stacks   5000, 6000 data   7000 not present, or beyond the limit
     8000 code   C000 log   D000 read-only   E000 code that is written   F000 a device (paging)   10000 page tables
@@ -540,11 +540,13 @@ KINDS = (
 def _sized(text: str, kind: Kind, bits: int) -> str:
     prefix = {16: "", 32: "e", 64: "r"}[bits]
     words = {
-        "WORD": {16: "word", 32: "dword", 64: "qword"}[bits], "W": str(bits // 8), "CONTROL": "rax" if bits == 64 else "eax",
+        "WORD": {16: "word", 32: "dword", 64: "qword"}[bits], "W": str(bits // 8),
+        "CONTROL": "rax" if bits == 64 else "eax",
         "RET": ".byte 0xc3",
         "PUSHF": {16: "pushf", 32: "pushfd", 64: "pushfq"}[bits], "POPF": {16: "popf", 32: "popfd", 64: "popfq"}[bits],
         "RESUME": "xor eax, eax\n mov dr7, eax" if bits == 16 else "or byte ptr [rBP+7*W+2], 1",
-        "IRET": {16: "iret", 32: "iretd", 64: "iretq"}[bits], "LOG": LOG, "END": END, "RAISE": RAISE, "WAKE": WAKE, "NMI": NMI,
+        "IRET": {16: "iret", 32: "iretd", 64: "iretq"}[bits], "LOG": LOG, "END": END, "RAISE": RAISE,
+        "WAKE": WAKE, "NMI": NMI,
         "ABSENT": ABSENT, "LIMITED": LIMITED, "DATA_SEGMENT": DATA_SEGMENT, "IDT": IDT, "TASK_SEGMENT": TASK_SEGMENT,
         "GATE": 16 if kind.handler_bits == 64 else 8, "USER_STACK": USER_STACK,
         "USER_CODE": USER_CODE64 if bits == 64 else USER_CODE32,
@@ -552,7 +554,8 @@ def _sized(text: str, kind: Kind, bits: int) -> str:
         "syscall_or_nop": "nop", "BACK": "" if bits == 64 else f"mov eax, {STACK_SEGMENT}\n mov ss, ax\n",
     }  # fmt: skip
     text = re.sub(r"\bRESUME\b", lambda m: words["RESUME"], text)
-    text = re.sub(r"FARCALL (\w+)", lambda m: f".byte 0x9a\n .{'word' if bits == 16 else 'long'} 0\n .word {m[1]}", text)
+    offset = "word" if bits == 16 else "long"
+    text = re.sub(r"FARCALL (\w+)", lambda m: f".byte 0x9a\n .{offset} 0\n .word {m[1]}", text)
     text = re.sub(r"\br(AX|BX|CX|DX|SI|DI|BP|SP)\b", lambda m: prefix + m[1].lower(), text)
     return re.sub(r"\b(" + "|".join(words) + r")\b", lambda m: str(words[m[0]]), text)
 
@@ -664,7 +667,8 @@ def _guest(kind: Kind, code: Code) -> Guest:
     data = segments[DATA_SEGMENT]
     return Guest(kind.name, CpuState(
         BASE, segments[{16: CODE16, 32: CODE32, 64: CODE64}[kind.bits]], segments[STACK_SEGMENT], data, data, data,
-        segments[DEVICE_SEGMENT], rsp=STACK, cr0=int(cr0), cr4=int(cr4), cr3=TABLES if kind.paging else 0, efer=int(efer),
+        segments[DEVICE_SEGMENT], rsp=STACK, cr0=int(cr0), cr4=int(cr4), cr3=TABLES if kind.paging else 0,
+        efer=int(efer),
         gdtr=TableRegister(GDT, 0x7F), idtr=TableRegister(IDT, size * VECTORS - 1), tr=segments[TSS_SEGMENT],
     ), memory, code.labels)  # fmt: skip
 

@@ -36,7 +36,9 @@ def test_the_same_after_every_instruction(plain: Runner, compiled: Runner) -> No
     assert isinstance(plain.exits[-1], PortOut), plain.exits[-1]
 
 
-@pytest.mark.parametrize(("engine", "name"), [*((SoftVcpu, n) for n in NAMES), (PlainVcpu, "real"), (PlainVcpu, "long")])
+@pytest.mark.parametrize(
+    ("engine", "name"), [*((SoftVcpu, n) for n in NAMES), (PlainVcpu, "real"), (PlainVcpu, "long")]
+)
 def test_the_same_end_at_full_speed(engine: type[PlainVcpu] | type[SoftVcpu], name: str) -> None:
     """Traces, links, the jump cache and fused pairs lead to where single steps lead."""
     stepped, free = Runner(SoftVcpu, guests()[name]), Runner(engine, guests()[name])

@@ -1,8 +1,8 @@
 """Guest values: fixed-width unsigned integers that are either known now (Python ints) or later (LLVM values).
 
-`Bits` is the only value type that instruction semantics see. An operation asks the operands' backend: `Ints` computes at
-once, a compiling backend (`xuni.isa.stage`) appends an LLVM instruction. An `Ints` value inside compiled code is a constant,
-so constant folding needs no extra code.
+`Bits` is the only value type that instruction semantics see. An operation asks the operands' backend: `Ints` computes
+at once, a compiling backend (`xuni.isa.stage`) appends an LLVM instruction. An `Ints` value inside compiled code is a
+constant, so constant folding needs no extra code.
 
 Rules that hold for both backends:
 
@@ -451,7 +451,9 @@ class Bits:
         return Bits(self.backend, self.width, self.backend.lane(self.raw, index, self.width, self.lanes))
 
     def shuffle(self, indexes: Sequence[int], other: Bits | None = None) -> Bits:
-        """A vector of the lanes that `indexes` (two or more) name; the lanes of `other` are numbered after those of `self`."""
+        """A vector of the lanes that `indexes` (two or more) name; the lanes of `other` are numbered after those of
+        `self`.
+        """
         assert self.lanes > 1 and len(indexes) > 1
         b = self if other is None else self._other(other)
         backend = self.backend if not self.backend.known else b.backend
@@ -474,7 +476,8 @@ class Bits:
 
 A = TypeVar("A")
 
-# Annotations of parameters and results: `def f(cpu: Cpu, address: U64) -> U32`. The compiler reads the width off the name.
+# Annotations of parameters and results: `def f(cpu: Cpu, address: U64) -> U32`. The compiler reads the
+# width off the name.
 U1 = Annotated[Bits, 1]
 U8 = Annotated[Bits, 8]
 U16 = Annotated[Bits, 16]

@@ -1,6 +1,7 @@
 """Later: guest values as LLVM IR text. `Function` collects the blocks of one function; `Llvm` is its `Bits` backend.
 
-IR is written as text because that is ten times faster than building it through objects (and needs no LLVM to be loaded).
+IR is written as text because that is ten times faster than building it through objects (and needs no LLVM to be
+loaded).
 """
 
 from __future__ import annotations
@@ -110,10 +111,10 @@ class Llvm:
         f, t = self.function, type_of(width, lanes)
         if op in ("shl", "lshr", "ashr"):
             if b.lstrip("-").isdigit():
-                n = int(b)
-                if n == 0:
+                count = int(b)
+                if count == 0:
                     return a
-                if n >= width:
+                if count >= width:
                     if op != "ashr":
                         return "0"
                     b = str(width - 1)

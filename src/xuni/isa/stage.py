@@ -1,16 +1,18 @@
-"""Compiling Python: a function marked `@staged` is ordinary Python for known values, and LLVM IR for values known later.
+"""Compiling Python: a function marked `@staged` is ordinary Python for known values, and LLVM IR for values known
+later.
 
-While a function is being compiled, every call of a `@staged` function is executed by the interpreter of this file over its
-syntax tree: statements on known values run as Python does (so `if size == 8` chooses now, `for i in range(4)` unrolls), and
-`if`, `while`, `and`, `or`, `not`, conditional expressions, `return` and `raise` on later values become branches and phis.
-Everything else (operators, attributes, calls of other functions) is simply executed, and `Bits` emits the instructions.
+While a function is being compiled, every call of a `@staged` function is executed by the interpreter of this file over
+its syntax tree: statements on known values run as Python does (so `if size == 8` chooses now, `for i in range(4)`
+unrolls), and `if`, `while`, `and`, `or`, `not`, conditional expressions, `return` and `raise` on later values become
+branches and phis. Everything else (operators, attributes, calls of other functions) is simply executed, and `Bits`
+emits the instructions.
 
     @staged  inlined where it is called
     @native  compiled once per combination of static arguments, and called; its parameters and result are annotated
              with U1 ... U128 (guest values), anything else is static and becomes part of the symbol
 
-What compiled code can do is what this subset can say: no dynamic `for`, no `try`, no mutation of Python objects in one arm of
-a dynamic branch that the other arm should see (locals are merged; objects are not).
+What compiled code can do is what this subset can say: no dynamic `for`, no `try`, no mutation of Python objects in one
+arm of a dynamic branch that the other arm should see (locals are merged; objects are not).
 
 A `raise` of an `Unwind` in compiled code restores the stack of the innermost `attempt` (see `xuni.engine.soft.glue`).
 """
@@ -142,7 +144,8 @@ def result_widths(function: Callable[..., Any]) -> list[int]:
         return []
     widths = [annotated_width(part.strip()) for part in text.split(",")]
     if None in widths:
-        raise StageError(f"{function.__qualname__}: a native function returns U1 ... U128 or a tuple of them, not {text}")
+        rule = "a native function returns U1 ... U128 or a tuple of them"
+        raise StageError(f"{function.__qualname__}: {rule}, not {text}")
     return [w for w in widths if w is not None]
 
 
@@ -374,8 +377,7 @@ class Stage:
             try:
                 if self._statement(statement, frame) is _STOP:
                     return
-            except Unreachable:
-                assert not self.code.live
+            except Unreachable:  # the code is not live any more
                 return
             except Exception as error:
                 if not hasattr(error, "__notes__") or len(error.__notes__) < 12:
@@ -734,7 +736,8 @@ def compile_native(instance: Native, make_cpu: Callable[[Stage], Any],
             raise StageError(f"{function.__qualname__}: parameter {name} needs an annotation such as U64")
         parameters.append(f"{type_of(width)} %p_{name}")
         values[name] = (f"%p_{name}", width)
-    out = Function(instance.symbol, f"dso_local {result_type(widths)} @{instance.symbol}({', '.join(parameters)}) nounwind")
+    signature = f"dso_local {result_type(widths)} @{instance.symbol}({', '.join(parameters)}) nounwind"
+    out = Function(instance.symbol, signature)
     stage = Stage(out, on_native=on_native)
     stage.cpu = make_cpu(stage)
     arguments = {n: Bits(stage.llvm, w, raw) for n, (raw, w) in values.items()}
@@ -753,10 +756,11 @@ def compile_native(instance: Native, make_cpu: Callable[[Stage], Any],
         elif len(widths) == 1:
             out.end(f"ret {type_of(widths[0])} {_lift(stage, result, widths[0], instance)}")
         else:
+            assert isinstance(result, tuple), f"{instance.symbol} has {len(widths)} results"
             whole = "undef"
             for i, (part, width) in enumerate(zip(result, widths, strict=True)):
-                text = f"insertvalue {result_type(widths)} {whole}, {type_of(width)} {_lift(stage, part, width, instance)}, {i}"
-                whole = out.value(text)
+                text = f"{type_of(width)} {_lift(stage, part, width, instance)}"
+                whole = out.value(f"insertvalue {result_type(widths)} {whole}, {text}, {i}")
             out.end(f"ret {result_type(widths)} {whole}")
     return out.text(), out.declarations
 

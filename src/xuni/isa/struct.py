@@ -1,7 +1,8 @@
 """Records in memory that plain Python and compiled code share: the processor's state, decoded operations, TLB entries.
 
-A `Struct` lays out its fields in order of definition, naturally aligned; reading a field gives `Bits`, in both worlds. Where
-the record lies is a `Place`: an address in this process (`PlainPlace`), or a pointer value of the function being compiled.
+A `Struct` lays out its fields in order of definition, naturally aligned; reading a field gives `Bits`, in both worlds.
+Where the record lies is a `Place`: an address in this process (`PlainPlace`), or a pointer value of the function being
+compiled.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class StagedPlace:
     def exchange(self, offset: int | Bits, expected: Bits, value: Bits) -> Bits:
         t, lift = type_of(value.width), self.stage.llvm.lift
         pair = self.stage.code.value(
-            f"cmpxchg ptr {self._at(offset)}, {t} {lift(expected)}, {t} {lift(value)} seq_cst seq_cst, align {value.width // 8}"
+            f"cmpxchg ptr {self._at(offset)}, {t} {lift(expected)}, {t} {lift(value)} seq_cst seq_cst, "
+            f"align {value.width // 8}"
         )
         return self.stage.llvm.wrap(value.width, f"extractvalue {{ {t}, i1 }} {pair}, 0")
 

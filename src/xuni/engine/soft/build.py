@@ -1,8 +1,9 @@
-"""Compiling the engine, once per version of its sources, of LLVM and of the host's processor; the result is cached on disk.
+"""Compiling the engine, once per version of its sources, of LLVM and of the host's processor; the result is cached on
+disk.
 
-LLVM ends the process on an internal error and compiles with one thread per process, so this happens in worker processes.
-The result is one image of position-independent machine code with a list of absolute addresses to relocate (`Image`), and the
-decoder's tables. A start with a warm cache reads two files and does not import llvmlite.
+LLVM ends the process on an internal error and compiles with one thread per process, so this happens in worker
+processes. The result is one image of position-independent machine code with a list of absolute addresses to relocate
+(`Image`), and the decoder's tables. A start with a warm cache reads two files and does not import llvmlite.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class BuildError(Exception):
 
 @dataclass(slots=True)
 class Image:
-    """Compiled code, ready to be mapped: `symbols` are offsets, `absolute` where 64-bit addresses need the base added."""
+    """Compiled code, ready to be mapped: `symbols` are offsets, `absolute` where 64-bit addresses need the base
+    added.
+    """
 
     code: bytes
     symbols: dict[str, int]
@@ -53,7 +56,8 @@ def _cpu_name() -> str:
             text = file.read(8192)
     except OSError:
         return "unknown"
-    lines = [line for line in text.split("\n\n")[0].splitlines() if line.startswith(("model name", "flags", "cpu family"))]
+    wanted = ("model name", "flags", "cpu family")
+    lines = [line for line in text.split("\n\n")[0].splitlines() if line.startswith(wanted)]
     return "\n".join(lines)
 
 
@@ -77,7 +81,7 @@ def key() -> str:
     return digest.hexdigest()[:24]
 
 
-# -- in workers --------------------------------------------------------------------------------------------------------------
+# -- in workers --------------------------------------------------------------------------------------------------------
 _machine: Any = None
 
 
@@ -174,7 +178,7 @@ def _compile_chunk(first: int, count: int) -> tuple[int, Any, bytes]:
 
 def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], bytes]:
     """Compile native functions and all that they call, the loop, the special handlers and the glue."""
-    from xuni.engine.soft import glue, handlers, program, run
+    from xuni.engine.soft import decode, glue, handlers, memory, program, run
     from xuni.engine.soft.cpu import new_stage_cpu
     from xuni.isa.stage import Native, compile_native, native_instance
 
@@ -190,9 +194,10 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
     for module, name, static in requests:
         function = getattr(sys.modules[module], name).__native__
         want(native_instance(function, tuple(static)))
-    for root in (run.run, run.decode.lookup, run.decode.lookup_link, run.memory.fill, run.memory.note_write,
-                 run.memory.flush_tlb, run.memory.host_write):
-        want(native_instance(root.__native__))  # type: ignore[attr-defined]
+    roots: tuple[Any, ...] = (run.run, decode.lookup, decode.lookup_link, memory.fill, memory.note_write,
+                              memory.flush_tlb, memory.host_write)  # fmt: skip
+    for root in roots:
+        want(native_instance(root.__native__))
     bodies, declarations = [glue.text()], set()
     for number in range(len(handlers.SPECIALS)):
         special = handlers.emit_special(number, want)
@@ -211,7 +216,7 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
     return sorted(names | glue_names | late), compile_ir(module_text(bodies, declarations | extra, set()))
 
 
-# -- linking ---------------------------------------------------------------------------------------------------------------
+# -- linking -----------------------------------------------------------------------------------------------------------
 _SECTION: Final = struct.Struct("<IIQQQQIIQQ")
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _RELA: Final = struct.Struct("<QQq")
@@ -272,7 +277,7 @@ def link(objects: list[bytes]) -> tuple[bytes, dict[str, int], list[int]]:
     return bytes(image), symbols, absolute
 
 
-# -- all together ----------------------------------------------------------------------------------------------------------
+# -- all together ------------------------------------------------------------------------------------------------------
 def build(progress: Callable[[int, int], None] = lambda done, total: None, workers: int | None = None) -> Image:
     """Compile everything.
 
@@ -325,8 +330,8 @@ def load(progress: Callable[[int, int], None] = lambda done, total: None) -> Ima
         _write(path, marshal.dumps(content))
         _prune(directory)
     except OSError as error:
-        print(f"xuni: the compiled engine cannot be kept in {directory}: {error.strerror}; it will be compiled each time",
-              file=sys.stderr)
+        reason = f"the compiled engine cannot be kept in {directory}: {error.strerror}"
+        print(f"xuni: {reason}; it will be compiled each time", file=sys.stderr)
     return image
 
 

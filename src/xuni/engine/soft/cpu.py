@@ -1,7 +1,7 @@
 """The soft engine's processor: what `isa.x86.cpu.Cpu` leaves open, for compiled handlers and for plain Python.
 
-`SoftCpu` is common. `StagedCpu` emits code: in a fast handler (`inline`) memory is reached through the TLB, in any other code
-by calls. `PlainCpu` (plain.py) just runs.
+`SoftCpu` is common. `StagedCpu` emits code: in a fast handler (`inline`) memory is reached through the TLB, in any
+other code by calls. `PlainCpu` (plain.py) just runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class SoftCpu(Cpu):
         """The decoded operation being executed."""
         return self.struct(Op, self.s.uop)
 
-    # -- what only a back end can do ------------------------------------------------------------------------------------
+    # -- what only a back end can do -----------------------------------------------------------------------------------
     def attempt(self, function: Callable[..., None]) -> Bits:
         """Call a native function of the CPU alone; 0, or the code of what unwound."""
         raise NotImplementedError
@@ -104,7 +104,9 @@ class SoftCpu(Cpu):
         return select(slot == 8 * int(Slot.ZERO), const(int(Seg.DS), 8), number)
 
     def stack_access(self) -> Bits:
-        """Whether the current instruction's memory operand is relative to SS (width 1): which fault a bad address is."""
+        """Whether the current instruction's memory operand is relative to SS (width 1): which fault a bad address
+        is.
+        """
         uop = self.s.uop
         return (uop != 0) & ((self.struct(Op, select(uop == 0, self.s.place.address(), uop)).aux & Aux.STACK) != 0)
 
@@ -334,8 +336,8 @@ class StagedCpu(SoftCpu):
     def copy_bytes(self, target: Bits, source: Bits, count: Bits) -> None:
         to, come, n = self._pointer(target), self._pointer(source), self.stage.llvm.lift(count)
         self.stage.code.emit(
-            f'call {{ ptr, ptr, i64 }} asm sideeffect "rep movsb", "={{di}},={{si}},={{cx}},0,1,2,~{{memory}},~{{dirflag}},'
-            f'~{{fpsr}},~{{flags}}"(ptr {to}, ptr {come}, i64 {n})'
+            f'call {{ ptr, ptr, i64 }} asm sideeffect "rep movsb", "={{di}},={{si}},={{cx}},0,1,2,~{{memory}},'
+            f'~{{dirflag}},~{{fpsr}},~{{flags}}"(ptr {to}, ptr {come}, i64 {n})'
         )
 
     def fill_bytes(self, target: Bits, byte: Bits, count: Bits) -> None:
@@ -372,7 +374,8 @@ class StagedCpu(SoftCpu):
         s.fpu_host[0] = (s.mxcsr | 0x1F80).zext(64)
         s.fpu_host[1] = (s.fpu_control | 0x3F).zext(64)
         at = State.offset_of("fpu_host")
-        code.emit(f'call void asm sideeffect "fnclex; ldmxcsr {at}($0); fldcw {at + 8}($0)", "r,~{{memory}},~{{fpsr}}"(ptr %s)')
+        text = f"fnclex; ldmxcsr {at}($0); fldcw {at + 8}($0)"
+        code.emit(f'call void asm sideeffect "{text}", "r,~{{memory}},~{{fpsr}}"(ptr %s)')
 
     def save_fpu(self) -> None:
         """Keep the guest's exception flags, and give the host its settings back."""

@@ -1,8 +1,9 @@
 """The decoder: guest bytes become a trace of Ops. Compiled like everything else; the tables come from the encodings.
 
-A trace is straight-line code of one page in one `Mode`, from its entry to an unconditional transfer, an instruction that may
-change the mode, the end of the page, or `TRACE_LIMIT` instructions; conditional branches go on inside it when not taken. A
-closing Op leads on where no instruction does. An instruction that straddles two pages is a trace of its own.
+A trace is straight-line code of one page in one `Mode`, from its entry to an unconditional transfer, an instruction
+that may change the mode, the end of the page, or `TRACE_LIMIT` instructions; conditional branches go on inside it when
+not taken. A closing Op leads on where no instruction does. An instruction that straddles two pages is a trace of its
+own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from xuni.engine.soft.memory import (
     current_access,
     enter_tlb,
     forget_writable,
-    may_be_direct,
     slot_of,
 )
 from xuni.engine.soft.records import (
@@ -30,7 +30,6 @@ from xuni.engine.soft.records import (
     Aux,
     Effect,
     Form,
-    Fpu,
     Frame,
     Imm,
     JumpEntry,
@@ -77,8 +76,8 @@ def register_byte(kind: Bits, number: Bits, rex: Bits) -> Bits:
 def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, producer: U64) -> tuple[U64, U64, U64]:
     """Decode the instruction at host address `code`, `offset` in its page, into an Op.
 
-    `producer` is the index in PRODUCERS of what set the flags. Returns (length, leaf pointer, handler number); a length above
-    15 means that the instruction is too long (#GP).
+    `producer` is the index in PRODUCERS of what set the flags. Returns (length, leaf pointer, handler number); a length
+    above 15 means that the instruction is too long (#GP).
     """
     bytes_ = cpu.at(code)
     arena = cpu.arena
@@ -131,7 +130,7 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
             three = byte == 0xC4
             last = select(three, third, second)
             inverted = ~second >> 5 & 7
-            rex = u64(0x40) | select(three, inverted & 1 | (inverted & 2) | (inverted & 4) | third >> 4 & 8, inverted & 4)
+            rex = u64(0x40) | select(three, inverted | third >> 4 & 8, inverted & 4)
             table = select(three, (second & 0x1F) + 3, u64(4))
             table = select(bad | (table < 4) | (table > 6), u64(7), table)
             at = at + select(three, u64(2), u64(1))
@@ -300,7 +299,7 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
             imm = bytes_.load(at, 32).sext(64)
             at = at + 4
         relative = (what == Imm.REL8) | (what == Imm.RELZ)
-    # -- the form of the memory operand, and the handler -----------------------------------------------------------------
+    # -- the form of the memory operand, and the handler ---------------------------------------------------------------
     if in_memory:
         form = u64(int(Form.GENERAL))
         if rip_relative:
@@ -327,7 +326,7 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
     if (flags & LeafFlag.CONDITION) != 0:
         handler = handler * CONDITIONS + producer
     handler = cpu.at(arena.handler_indexes).load((d.base.zext(64) + handler) << 2, 32).zext(64)
-    # -- FPU availability ------------------------------------------------------------------------------------------------
+    # -- FPU availability ----------------------------------------------------------------------------------------------
     if d.fpu != 0:
         if ((mode >> 2) >> d.fpu & 1) != 0:
             handler = d.fpu.zext(64)  # the first handlers of the table: see handlers.TRAPS

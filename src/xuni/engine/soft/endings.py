@@ -1,7 +1,7 @@
 """How an instruction ends: where handlers go next. Compiled handlers and plain ones share this.
 
-A back end supplies the four ways on: to the next Op (`next`), to an Op somewhere else (`dispatch`), to the same one again
-(`again`), to what all handlers share (`common`: see glue.py), and back to the loop (`finish`).
+A back end supplies the four ways on: to the next Op (`next`), to an Op somewhere else (`dispatch`), to the same one
+again (`again`), to what all handlers share (`common`: see glue.py), and back to the loop (`finish`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Endings(SoftCpu):
     ended = False  # an ending has been chosen
     closing = False  # this is the closing Op of a trace, which has no operand size
 
-    # -- what a back end supplies ----------------------------------------------------------------------------------------
+    # -- what a back end supplies --------------------------------------------------------------------------------------
     def next(self) -> None:
         """Continue with the Op behind this one."""
         raise NotImplementedError
@@ -45,7 +45,7 @@ class Endings(SoftCpu):
     def note_effect(self) -> None:
         """An ending is reached: what the flags are here."""
 
-    # -- what follows from them --------------------------------------------------------------------------------------------
+    # -- what follows from them ----------------------------------------------------------------------------------------
     @property
     def iteration_limit(self) -> Bits:
         return select(self.n == 0, u64(1), u64(4096))

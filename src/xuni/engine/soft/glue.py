@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Final
 
 from xuni.engine.soft.handlers import CC, SIGNATURE, TYPES
-
 from xuni.isa.x86.paging import Access
 from xuni.isa.x86.state import State
 
@@ -61,7 +60,8 @@ def _store(name: str, value: str) -> str:
 
 
 def _load(name: str, into: str, kind: str = "i64") -> str:
-    return f"  %from_{into} = getelementptr i8, ptr %s, i64 {State.offset_of(name)}\n  %{into} = load {kind}, ptr %from_{into}\n"
+    place = f"getelementptr i8, ptr %s, i64 {State.offset_of(name)}"
+    return f"  %from_{into} = {place}\n  %{into} = load {kind}, ptr %from_{into}\n"
 
 
 def _save(uop: str) -> str:

@@ -4,10 +4,11 @@ All have one signature; each ends in a tail call of the next one:
 
     void handler(state, op, budget, flag_a, flag_kind, flag_b, tlb)
 
-A *fast* handler reaches memory inline and has no stack frame: what it does not find in the TLB it hands to `tlb_miss_*`, which
-fills the TLB and starts the same Op again, or continues at the *slow* twin that reaches memory through calls. The address of
-the twin lies in the eight bytes before a fast handler. A *cold* handler keeps the flags in the state and does everything by
-calls. Handlers whose instruction `ends` a trace by anything but a jump return to the loop (run.py).
+A *fast* handler reaches memory inline and has no stack frame: what it does not find in the TLB it hands to
+`tlb_miss_*`, which fills the TLB and starts the same Op again, or continues at the *slow* twin that reaches memory
+through calls. The address of the twin lies in the eight bytes before a fast handler. A *cold* handler keeps the flags
+in the state and does everything by calls. Handlers whose instruction `ends` a trace by anything but a jump return to
+the loop (run.py).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
-
 
 from xuni.engine.soft.cpu import StagedCpu
 from xuni.engine.soft.endings import Endings
@@ -54,7 +54,8 @@ class HandlerCpu(Endings, StagedCpu):
         self.accessed: set[str] = set()
         self._slots: dict[str, Any] = {}
         llvm, code = stage.llvm, stage.code
-        self.entry = {"flag_a": Bits(llvm, 64, "%fa"), "flag_kind": Bits(llvm, 64, "%fk"), "flag_b": Bits(llvm, 64, "%fb")}
+        flags = {"flag_a": "%fa", "flag_kind": "%fk", "flag_b": "%fb"}
+        self.entry = {name: Bits(llvm, 64, raw) for name, raw in flags.items()}
         self.n = Bits(llvm, 64, "%n")
         if cold:
             self.sync()
@@ -122,7 +123,8 @@ class HandlerCpu(Endings, StagedCpu):
         lift = self.stage.llvm.lift
         a, kind, b = (lift(x) for x in self._flags())
         code = self.stage.code
-        code.emit(f"musttail call {CC} void {handler}(ptr %s, ptr {op}, i64 {lift(n)}, i64 {a}, i64 {kind}, i64 {b}, ptr {tlb})")
+        passed = f"ptr %s, ptr {op}, i64 {lift(n)}, i64 {a}, i64 {kind}, i64 {b}, ptr {tlb}"
+        code.emit(f"musttail call {CC} void {handler}({passed})")
         code.end("ret void")
 
     def _go(self, op: str, n: Bits) -> None:
@@ -218,7 +220,7 @@ class HandlerCpu(Endings, StagedCpu):
                 self.retry()
 
 
-# -- handlers that no encoding leads to ------------------------------------------------------------------------------------
+# -- handlers that no encoding leads to --------------------------------------------------------------------------------
 @staged
 def invalid(cpu: Any) -> None:
     raise GuestFault(cpu, Vector.UD)
@@ -268,7 +270,8 @@ def stale(cpu: Any) -> None:
 
 # In this order: the decoder relies on 0 and on `records.Fpu`.
 SPECIALS: Final[tuple[Callable[[Any], None], ...]] = (
-    invalid, unavailable_x87, unavailable_mmx, unavailable_sse, unavailable_x87, close_linked, close_far, too_long, stale,
+    invalid, unavailable_x87, unavailable_mmx, unavailable_sse, unavailable_x87,
+    close_linked, close_far, too_long, stale,
 )  # fmt: skip
 
 
@@ -317,7 +320,8 @@ def reaches_memory(encoding: Encoding, shape: Shape) -> bool:
     return shape.form != Form.REGISTER and any(c[0] in "EMWQ" and c not in ("1",) for c in encoding.operands)
 
 
-def set_up(cpu: Endings, definition: Definition, encoding: Encoding, shape: Shape, updates: Sequence[bool]) -> list[Operand]:
+def set_up(cpu: Endings, definition: Definition, encoding: Encoding, shape: Shape,
+           updates: Sequence[bool]) -> list[Operand]:  # fmt: skip
     """Give a processor what is static in one handler, and make the operands."""
     in_memory = reaches_memory(encoding, shape)
     cpu.long, cpu.osize = shape.long, SIZES[shape.osize]

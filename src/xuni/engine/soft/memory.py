@@ -18,7 +18,6 @@ from xuni.engine.soft.records import (
     JUMP_BITS,
     JUMP_ENTRIES,
     PAGE,
-    TLB_BITS,
     TLB_ENTRIES,
     Frame,
     JumpEntry,
@@ -43,7 +42,7 @@ TLB_BYTES = TLB_ENTRIES * TlbEntry.SIZE
 JUMP_BYTES = JUMP_ENTRIES * JumpEntry.SIZE
 
 
-# -- guest-physical addresses ----------------------------------------------------------------------------------------------
+# -- guest-physical addresses ------------------------------------------------------------------------------------------
 @native
 def slot_of(cpu: SoftCpu, physical: U64) -> U64:
     """Pointer to the record of the memory slot that backs an address, or 0."""
@@ -112,7 +111,7 @@ def or_physical(cpu: SoftCpu, physical: U64, bits: U64, size: int) -> None:
         done = place.exchange(0, old, old | bits.trunc(8 * size)) == old
 
 
-# -- decoded code and writes to it ---------------------------------------------------------------------------------------
+# -- decoded code and writes to it -------------------------------------------------------------------------------------
 @native
 def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
     """A write to `size` bytes within one page: kill the traces that overlap it."""
@@ -179,7 +178,7 @@ def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
         entry = entry + TlbEntry.SIZE
 
 
-# -- the TLB ---------------------------------------------------------------------------------------------------------------
+# -- the TLB -----------------------------------------------------------------------------------------------------------
 @native
 def flush_tlb(cpu: SoftCpu) -> None:
     """Forget all translations of all privileges, and the jumps that relied on them."""
@@ -261,7 +260,8 @@ def note_large(cpu: SoftCpu, linear: U64, size: U64) -> None:
 def flush_tlb_page(cpu: SoftCpu, linear: U64) -> None:
     """Forget one page in all privileges, and jumps into it or straddling into it."""
     s = cpu.s
-    large = s.large_pages[linear >> 27 & 63].bit(linear >> 21 & 63) | s.huge_pages[linear >> 36 & 15].bit(linear >> 30 & 63)
+    large = s.large_pages[linear >> 27 & 63].bit(linear >> 21 & 63)
+    large = large | s.huge_pages[linear >> 36 & 15].bit(linear >> 30 & 63)
     if unlikely(large):
         flush_tlb(cpu)
         return
@@ -289,7 +289,9 @@ def current_access(cpu: SoftCpu) -> Bits:
 
 @native
 def check_canonical(cpu: SoftCpu, address: U64) -> None:
-    """In 64-bit mode: #SS(0) or #GP(0) if bits 63:47 (63:56 with LA57) differ. Compatibility mode wraps at 4 GiB before."""
+    """In 64-bit mode: #SS(0) or #GP(0) if bits 63:47 (63:56 with LA57) differ. Compatibility mode wraps at 4 GiB
+    before.
+    """
     if (cpu.s.efer & Efer.LMA) != 0:
         shift = select((cpu.s.cr4 & Cr4.LA57) != 0, u64(7), u64(16))
         if unlikely((address << shift).sar(shift) != address):
@@ -308,8 +310,9 @@ def may_be_direct(cpu: SoftCpu) -> Bits:
 
 @native
 def fill(cpu: SoftCpu, linear: U64, size: U64, access: U64) -> U1:
-    """Make an inline access at `linear` hit from now on. 1: this access must go out of line. May raise #PF, #GP, #SS."""
-    s = cpu.s
+    """Make an inline access at `linear` hit from now on. 1: this access must go out of line. May raise #PF, #GP,
+    #SS.
+    """
     if (linear & OFFSET) + size > PAGE:
         return u1(1)
     if ~may_be_direct(cpu):
@@ -350,7 +353,7 @@ def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64
     return ((access & Access.WRITE) != 0) & ~writable
 
 
-# -- accesses out of line ------------------------------------------------------------------------------------------------
+# -- accesses out of line ----------------------------------------------------------------------------------------------
 @staged
 def translate(cpu: SoftCpu, linear: Bits, access: Bits | int) -> Bits:
     """The physical address; #PF, #GP, #SS."""
@@ -574,7 +577,7 @@ def watch_data(cpu: SoftCpu, linear: U64, size: U64, write: U64) -> None:
                     s.pending_debug = s.pending_debug | 1 << n
 
 
-# -- devices -------------------------------------------------------------------------------------------------------------
+# -- devices -----------------------------------------------------------------------------------------------------------
 @native
 def answered(cpu: SoftCpu) -> U1:
     """Whether this device access of the instruction has been made already; its answer is then in `exit_data`."""

@@ -1,15 +1,15 @@
 """Operand codes of encodings (see isa/x86/instruction.py) as objects that read and write.
 
-Register operands read their byte of the Op: an offset from the start of the general (or MMX, XMM) registers, so that AH is
-just offset 1. Memory operands come in the forms that the decoder distinguishes (`records.Form`).
+Register operands read their byte of the Op: an offset from the start of the general (or MMX, XMM) registers, so that AH
+is just offset 1. Memory operands come in the forms that the decoder distinguishes (`records.Form`).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import OFFSET, PAGE, probe_write
-from xuni.engine.soft.records import Aux, Form
+from xuni.engine.soft.memory import OFFSET, probe_write
+from xuni.engine.soft.records import PAGE, Aux, Form
 from xuni.isa.bits import Bits, const, select, u1, u64, vector
 from xuni.isa.stage import staged, staging, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector
@@ -176,7 +176,8 @@ class Memory(Base):
 
     is_memory = True
 
-    def __init__(self, cpu: SoftCpu, width: int, lanes: int, form: Form, aligned: bool = False, update: bool = False) -> None:
+    def __init__(self, cpu: SoftCpu, width: int, lanes: int, form: Form, aligned: bool = False,
+                 update: bool = False) -> None:  # fmt: skip
         super().__init__(cpu, width, lanes)
         self.form = form
         self.aligned = aligned

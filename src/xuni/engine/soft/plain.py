@@ -1,10 +1,11 @@
-"""The soft engine without compiled code: the same decoder, loop and instructions over plain ints, on the same memory layout.
+"""The soft engine without compiled code: the same decoder, loop and instructions over plain ints, on the same memory
+layout.
 
-It is thousands of times slower than compiled code and needs nothing but Python. What it is for: a second opinion on what
-compiled code does, instruction by instruction, and a place to stop in with a debugger.
+It is thousands of times slower than compiled code and needs nothing but Python. What it is for: a second opinion on
+what compiled code does, instruction by instruction, and a place to stop in with a debugger.
 
-The `handler` of an Op is a number here. `PlainCpu` is the processor that native functions see; `PlainHandler` is what the
-instruction in progress sees, and has what is static in a compiled handler.
+The `handler` of an Op is a number here. `PlainCpu` is the processor that native functions see; `PlainHandler` is what
+the instruction in progress sees, and has what is static in a compiled handler.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import functools
 import time
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from xuni.engine.soft import decode, memory, program, run, tables
 from xuni.engine.soft.cpu import SoftCpu
@@ -22,7 +23,7 @@ from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.handlers import SPECIALS, Handler, Shape, emit, is_cold, returns, set_up, set_up_special
 from xuni.engine.soft.records import OP_SIZE, Effect, LeafFlag, Op
 from xuni.engine.soft.vcpu import BaseVcpu, SoftConfig
-from xuni.isa.bits import Bits, const, mask, signed, u64
+from xuni.isa.bits import Bits, const, signed, u64
 from xuni.isa.stage import Unwind
 from xuni.isa.struct import Place, PlainPlace
 from xuni.isa.x86.encodings import Encoding

@@ -1,6 +1,7 @@
 """From instruction definitions to what the engine loads: handlers, natives, decoder tables.
 
-`Program` enumerates; workers (build.py) generate text and compile it. Handler numbers: SPECIALS first, then per encoding.
+`Program` enumerates; workers (build.py) generate text and compile it. Handler numbers: SPECIALS first, then per
+encoding.
 """
 
 from __future__ import annotations
@@ -262,7 +263,8 @@ def _handler(number: int, encoding: Encoding, shape: Shape, position: int, out: 
         matters.add("long")
     if "osize" in cpu.accessed or depends_on_osize(encoding):
         matters.add("osize")
-    if not has_memory(encoding) and "asize" not in cpu.accessed and len(encoding.operands) and encoding.operands[0][0] != "J":
+    branches = encoding.operands and encoding.operands[0][0] == "J"
+    if not has_memory(encoding) and "asize" not in cpu.accessed and encoding.operands and not branches:
         matters.discard("form")
     known.append((frozenset(matters), shape, name))
     return name
@@ -288,7 +290,7 @@ def _fuse(handler: Handler, shape: Shape, jccs: dict[int, Any], out: Generated, 
     return names
 
 
-# -- the decoder's tables --------------------------------------------------------------------------------------------------
+# -- the decoder's tables ----------------------------------------------------------------------------------------------
 def prefix_classes() -> bytes:
     """PrefixClass of each byte."""
     table = bytearray(256)
@@ -336,7 +338,9 @@ def build_nodes(encodings: list[Encoding], leaf_of: dict[int, int]) -> tuple[lis
 
 
 def has_modrm(candidates: list[Encoding]) -> ModRm:
-    """Whether the opcode of these encodings has a ModRM byte. MOV to and from control and debug registers ignores mod."""
+    """Whether the opcode of these encodings has a ModRM byte. MOV to and from control and debug registers ignores
+    mod.
+    """
     if any(code in ("Cy", "Dy") for e in candidates for code in e.operands):
         return ModRm.REGISTERS
     return ModRm.YES if any(e.modrm for e in candidates) else ModRm.NO

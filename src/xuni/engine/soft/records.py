@@ -1,4 +1,5 @@
-"""What the soft engine keeps in memory beside the processor's state. Plain Python and compiled code share these layouts.
+"""What the soft engine keeps in memory beside the processor's state. Plain Python and compiled code share these
+layouts.
 
     Op          one decoded instruction, 32 bytes: the handler, and what the handler needs
     Trace       the header of a run of Ops: straight-line code of one page that is entered at its first Op only

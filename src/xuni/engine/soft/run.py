@@ -1,8 +1,8 @@
 """The engine's loop: between handlers and the machine. What happens at instruction boundaries happens here.
 
-Handlers run until the budget is spent, an instruction returns (see handlers.py), or something unwinds. A device access that
-needs the machine leaves with the instruction unfinished; when the machine comes back, that one instruction is executed again
-with the answer (`replay_*`), then the counts start anew.
+Handlers run until the budget is spent, an instruction returns (see handlers.py), or something unwinds. A device access
+that needs the machine leaves with the instruction unfinished; when the machine comes back, that one instruction is
+executed again with the answer (`replay_*`), then the counts start anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xuni.engine.soft import decode, memory
-from xuni.engine.soft.records import Arena, JumpEntry, Mode, Op
+from xuni.engine.soft.records import HASH_BITS, Arena, JumpEntry, Mode, Op
 from xuni.isa.bits import U64, Bits, const, select, u64
 from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector
@@ -102,7 +102,7 @@ def settle(cpu: SoftCpu) -> None:
 def empty_arena(cpu: SoftCpu) -> None:
     """The arena is full: forget everything that was decoded."""
     arena = cpu.struct(Arena, cpu.s.arena)
-    cpu.fill_bytes(arena.buckets, const(0, 8), u64(8 << decode.HASH_BITS))
+    cpu.fill_bytes(arena.buckets, const(0, 8), u64(8 << HASH_BITS))
     cpu.fill_bytes(arena.frames, const(0, 8), arena.frame_count << 4)
     arena.next = arena.start
     arena.end = arena.limit

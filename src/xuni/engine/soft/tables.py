@@ -38,21 +38,22 @@ def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int
     indexes = array("I", [0] * 16)
     leaves = bytearray()
 
-    def add_leaf(flags: int, imm: int, reg: int, rm: int, osize: int, fpu: int, rep: int, cond: int, handlers: list[str]) -> None:
-        base = len(indexes)
+    def add_leaf(flags: int, rest: tuple[int, ...], handlers: list[str]) -> None:
+        """`rest` are the bytes of a `Leaf` behind its flags."""
+        packed = struct.pack("<IH8B", len(indexes), flags, *rest, 0)
         indexes.extend(numbers[n] if n else 0 for n in handlers)
-        leaves.extend(struct.pack("<IHBBBBBBBB", base, flags, imm, reg, rm, osize, fpu, rep, cond, 0).ljust(Leaf.SIZE, b"\0"))
+        leaves.extend(packed.ljust(Leaf.SIZE, b"\0"))
 
-    add_leaf(int(LeafFlag.ENDS), 0, 0, 0, 0, 0, 0, 0, [""] * 72)  # leaf 0: no such instruction
+    add_leaf(int(LeafFlag.ENDS), (0,) * 7, [""] * 72)  # leaf 0: no such instruction
     nop = next(i for i, e in enumerate(encodings) if e.definition.name == "NOP")
     order = [nop, *range(len(encodings))]  # leaf 1: NOP, for 90
     for i in order:
-        flags, imm, reg, rm, osize, fpu, rep, cond, handlers, _ = plans[i]
+        flags, *rest, handlers, _ = plans[i]
         if i == nop and len(leaves) == Leaf.SIZE:
             first = next(n for n in handlers if n)
-            add_leaf(0, 0, 0, 0, 0, 0, 0, 0, [first] * 72)
+            add_leaf(0, (0,) * 7, [first] * 72)
             continue
-        add_leaf(flags, imm, reg, rm, osize, fpu, rep, cond, handlers)
+        add_leaf(flags, tuple(rest), handlers)
     leaf_of = {id(e): i + 2 for i, e in enumerate(encodings)}
     nodes, modrm = program.build_nodes(encodings, leaf_of)
     fusions = array("I", [0] * len(names))

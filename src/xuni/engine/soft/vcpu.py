@@ -59,6 +59,7 @@ from xuni.memory.guest import GuestMemory
 ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
 MAP_NORESERVE: Final = 0x4000
 QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
+_GENERAL: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 _SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
@@ -149,7 +150,7 @@ class BaseVcpu:
         memory.on_remap.append(self._memory_remapped)
         self._finish: Callable[[Reply], None] = lambda reply: None
 
-    # -- what a back end does --------------------------------------------------------------------------------------------
+    # -- what a back end does ------------------------------------------------------------------------------------------
     def _call(self) -> None:
         """Execute until `exit_kind` is set."""
         raise NotImplementedError
@@ -170,7 +171,8 @@ class BaseVcpu:
         frames = sum(slot.size for slot in self.memory.slots) // PAGE + 4096
         sizes = {
             "state": State.SIZE, "arena": Arena.SIZE, "tlb": tlb * len(Privilege), "clean": tlb, "jumps": jumps * 3,
-            "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG, "scratch": PAGE, "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
+            "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG, "scratch": PAGE,
+            "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
             "leaves": len(tables["leaves"]), "nodes": len(tables["nodes"]), "indexes": len(tables["indexes"]),
             "handlers": len(handlers), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
             "fusions": len(tables["fusions"]), "prefixes": 256, "frames": 16 * frames, "ops": ARENA_SIZE,
@@ -210,33 +212,33 @@ class BaseVcpu:
     def _set_up(self) -> None:
         s, place = self.state, self.place
         arena = Arena(PlainPlace(place["arena"]))
-        arena.next = arena.start = place["ops"]  # type: ignore[assignment]
-        arena.end = arena.limit = place["ops"] + ARENA_SIZE  # type: ignore[assignment]
-        arena.buckets = place["buckets"]  # type: ignore[assignment]
-        arena.frames = place["frames"]  # type: ignore[assignment]
-        arena.frame_count = self._frame_count  # type: ignore[assignment]
-        arena.handler_indexes = place["indexes"]  # type: ignore[assignment]
-        arena.clean_tlb = place["clean"]  # type: ignore[assignment]
-        arena.scratch_page = place["scratch"]  # type: ignore[assignment]
+        arena.next = arena.start = place["ops"]
+        arena.end = arena.limit = place["ops"] + ARENA_SIZE
+        arena.buckets = place["buckets"]
+        arena.frames = place["frames"]
+        arena.frame_count = self._frame_count
+        arena.handler_indexes = place["indexes"]
+        arena.clean_tlb = place["clean"]
+        arena.scratch_page = place["scratch"]
         for name in ("leaves", "nodes", "handlers", "modrm", "effects", "fusions", "prefixes"):
             setattr(arena, name, place[name])
         self.arena = arena
-        s.arena = place["arena"]  # type: ignore[assignment]
-        s.tlb_base = place["tlb"]  # type: ignore[assignment]
-        s.jump_cache_base = place["jumps"]  # type: ignore[assignment]
+        s.arena = place["arena"]
+        s.tlb_base = place["tlb"]
+        s.jump_cache_base = place["jumps"]
         s.tlb_global, s.fill_log = place["global"], place["fills"]
         for i in range(3):
             s.jump_generations[i] = 1 << 48
-        s.slots = place["slots"]  # type: ignore[assignment]
-        s.cpuid_table = place["cpuid"]  # type: ignore[assignment]
+        s.slots = place["slots"]
+        s.cpuid_table = place["cpuid"]
         libc = ctypes.CDLL(None)
-        s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0  # type: ignore[assignment]
-        s.clock_base = self.clock_base  # type: ignore[assignment]
-        s.deadline = 2**63 - 1  # type: ignore[assignment]
-        s.quantum = self.quantum  # type: ignore[assignment]
-        s.random_seed = int.from_bytes(os.urandom(8), "little")  # type: ignore[assignment]
-        s.physical_mask = (1 << self.config.physical_bits) - 1  # type: ignore[assignment]
-        s.apic_id = self.config.apic_id  # type: ignore[assignment]
+        s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0
+        s.clock_base = self.clock_base
+        s.deadline = 2**63 - 1
+        s.quantum = self.quantum
+        s.random_seed = int.from_bytes(os.urandom(8), "little")
+        s.physical_mask = (1 << self.config.physical_bits) - 1
+        s.apic_id = self.config.apic_id
         for i, word in enumerate(features_table.feature_words(self.config.features)):
             s.features[i] = word
         self._write_cpuid()
@@ -245,21 +247,21 @@ class BaseVcpu:
     def _write_cpuid(self) -> None:
         rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits)
         self.region.put(self._offset["cpuid"], b"".join(row.pack() for row in rows))
-        self.state.cpuid_count = len(rows)  # type: ignore[assignment]
+        self.state.cpuid_count = len(rows)
 
     def _write_slots(self) -> None:
         slots = self.memory.slots
         frame = 0
         for i, slot in enumerate(slots):
             record = SlotRecord(PlainPlace(self.place["slots"] + i * SlotRecord.SIZE))
-            record.start, record.size, record.host = slot.start, slot.size, slot.host_address  # type: ignore[assignment]
-            record.writable, record.frame = int(slot.writable), frame  # type: ignore[assignment]
+            record.start, record.size, record.host = slot.start, slot.size, slot.host_address
+            record.writable, record.frame = int(slot.writable), frame
             frame += slot.size // PAGE
         assert frame <= self._frame_count
         low = [slot for slot in slots if slot.start == 0]
         self.state.low_size = low[0].size if low else 0
         self.state.low_host = low[0].host_address if low else 0
-        self.state.slot_count = len(slots)  # type: ignore[assignment]
+        self.state.slot_count = len(slots)
 
     def _memory_written(self, address: int, length: int) -> None:
         self.q[State.offset_of("scratch") // 8 + 8] = address
@@ -268,29 +270,28 @@ class BaseVcpu:
 
     def _memory_remapped(self) -> None:
         self._write_slots()
-        self.arena.end = 0  # type: ignore[assignment]
+        self.arena.end = 0
         self._flush()
 
     # -- registers -----------------------------------------------------------------------------------------------------
     def reset(self) -> None:
         """The state after power-up that no boot loader sets (SDM vol. 3, table 9-1)."""
         s = self.state
-        s.eflags = int(Eflags.FIXED)  # type: ignore[assignment]
-        s.mxcsr, s.fpu_control, s.fpu_tag = 0x1F80, 0x37F, 0xFFFF  # type: ignore[assignment]
-        s.xcr0 = 1  # type: ignore[assignment]
-        s.pat = 0x0007040600070406  # type: ignore[assignment]
+        s.eflags = int(Eflags.FIXED)
+        s.mxcsr, s.fpu_control, s.fpu_tag = 0x1F80, 0x37F, 0xFFFF
+        s.xcr0 = 1
+        s.pat = 0x0007040600070406
         s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
-        s.misc_enable = 1  # type: ignore[assignment]
-        s.mtrr_def_type = 0xC06  # type: ignore[assignment]
-        s.apic_base = 0xFEE00000 | 0x800 | (0x100 if self.config.apic_id == 0 else 0)  # type: ignore[assignment]
+        s.misc_enable = 1
+        s.mtrr_def_type = 0xC06
+        s.apic_base = 0xFEE00000 | 0x800 | (0x100 if self.config.apic_id == 0 else 0)
 
     def start(self, at: CpuState) -> None:
         """Begin with the state that a boot loader prepared."""
         s = self.state
-        for i, name in enumerate(("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
-                                  "r13", "r14", "r15")):
+        for i, name in enumerate(_GENERAL):
             s.gpr[i] = getattr(at, name)
-        s.rip = at.rip  # type: ignore[assignment]
+        s.rip = at.rip
         self.rflags = at.rflags
         for number, name in enumerate((*_SEGMENTS, "ldtr", "tr")):
             segment = getattr(at, name)
@@ -298,14 +299,14 @@ class BaseVcpu:
             s.seg_base[number] = segment.base
             s.seg_limit[number] = segment.limit
             s.seg_attr[number] = segment.attributes | (0 if segment.p else int(Attr.UNUSABLE))
-        s.cr0, s.cr3, s.cr4, s.efer = at.cr0, at.cr3, at.cr4, at.efer  # type: ignore[assignment]
+        s.cr0, s.cr3, s.cr4, s.efer = at.cr0, at.cr3, at.cr4, at.efer
         if at.cr0 & Cr0.PG and at.cr4 & Cr4.PAE and not at.efer & Efer.LMA:  # as loading CR3 would
             for i in range(4):
                 s.pdpte[i] = self.memory.read_u64((at.cr3 & 0xFFFFFFE0) + 8 * i)
-        s.gdtr_base, s.gdtr_limit = at.gdtr.base, at.gdtr.limit  # type: ignore[assignment]
-        s.idtr_base, s.idtr_limit = at.idtr.base, at.idtr.limit  # type: ignore[assignment]
+        s.gdtr_base, s.gdtr_limit = at.gdtr.base, at.gdtr.limit
+        s.idtr_base, s.idtr_limit = at.idtr.base, at.idtr.limit
         real = not at.cr0 & 1 or at.rflags & int(Eflags.VM)
-        s.cpl = 0 if real else int(s.seg_attr[int(Seg.SS)]) >> 5 & 3  # type: ignore[assignment]
+        s.cpl = 0 if real else int(s.seg_attr[int(Seg.SS)]) >> 5 & 3
 
     @property
     def rflags(self) -> int:
@@ -316,10 +317,10 @@ class BaseVcpu:
     @rflags.setter
     def rflags(self, value: int) -> None:
         s = self.state
-        s.eflags = value & ~ARITHMETIC | int(Eflags.FIXED)  # type: ignore[assignment]
-        s.flag_kind, s.flag_a, s.flag_b = pack(value)  # type: ignore[assignment]
+        s.eflags = value & ~ARITHMETIC | int(Eflags.FIXED)
+        s.flag_kind, s.flag_a, s.flag_b = pack(value)
 
-    # -- the interface of exits.Vcpu ------------------------------------------------------------------------------------
+    # -- the interface of exits.Vcpu -----------------------------------------------------------------------------------
     def run(self, reply: Reply) -> Exit:
         match reply:
             case Resume():
@@ -403,10 +404,10 @@ class BaseVcpu:
         self.start(at_reset(SIGNATURE))
         s.cr2 = 0
         s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
-        for name in ("halted", "nmi_pending", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject", "delivering",
-                     "replay_count", "exit_kind"):
+        for name in ("halted", "nmi_pending", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject",
+                     "delivering", "replay_count", "exit_kind"):
             setattr(s, name, 0)
-        self._flush(self.region.address)
+        self._flush()
 
     def startup(self, vector: int) -> None:
         self.start(real_mode(vector << 8, 0))
@@ -420,9 +421,10 @@ class BaseVcpu:
 
     def close(self) -> None:
         """Forget the guest memory's hooks."""
-        for hooks, hook in ((self.memory.on_write, self._memory_written), (self.memory.on_remap, self._memory_remapped)):
-            if hook in hooks:
-                hooks.remove(hook)  # type: ignore[attr-defined]
+        if self._memory_written in self.memory.on_write:
+            self.memory.on_write.remove(self._memory_written)
+        if self._memory_remapped in self.memory.on_remap:
+            self.memory.on_remap.remove(self._memory_remapped)
 
 
 class SoftVcpu(BaseVcpu):

@@ -5,15 +5,15 @@ The same object exists in two worlds: over known ints (every method just runs) a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from xuni.isa.bits import Bits, const
 from xuni.isa.struct import Place
 from xuni.isa.x86.flags import Flags
-from xuni.isa.x86.state import Gpr, Seg, State
+from xuni.isa.x86.state import Gpr, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    pass
 
 
 class Cpu:
@@ -62,7 +62,9 @@ class Cpu:
         raise NotImplementedError
 
     def jump(self, target: Bits) -> None:
-        """Near transfer (instructions with `ends`): #GP(0) if `target` (64 bits) is not canonical or beyond the CS limit."""
+        """Near transfer (instructions with `ends`): #GP(0) if `target` (64 bits) is not canonical or beyond the CS
+        limit.
+        """
         raise NotImplementedError
 
     def branch(self, taken: Bits) -> None:
@@ -81,7 +83,7 @@ class Cpu:
         """#GP(0) now if `jump(target)` would fault: before anything else of the instruction is visible."""
         raise NotImplementedError
 
-    # -- memory: `offset` and `address` are 64 bits wide; reads give `width` bits, or `lanes` of them ----------------------
+    # -- memory: `offset` and `address` are 64 bits wide; reads give `width` bits, or `lanes` of them ------------------
     def load(self, segment: int | Bits, offset: Bits, width: int, lanes: int = 1) -> Bits:
         """Read through segmentation and paging at the current privilege. #PF, #GP, #SS, #AC."""
         raise NotImplementedError
@@ -91,7 +93,9 @@ class Cpu:
         raise NotImplementedError
 
     def load_linear(self, address: Bits, width: int, system: bool = True) -> Bits:
-        """Read at a linear address; `system`: an implicit supervisor access (descriptor tables, TSS), whatever the CPL."""
+        """Read at a linear address; `system`: an implicit supervisor access (descriptor tables, TSS), whatever the
+        CPL.
+        """
         raise NotImplementedError
 
     def store_linear(self, address: Bits, value: Bits, system: bool = True) -> None:
@@ -111,9 +115,11 @@ class Cpu:
         raise NotImplementedError
 
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
-        """Host pointer, and how many bytes from `offset` upward are plain memory of one page that may be accessed directly.
+        """Host pointer, and how many bytes from `offset` upward are plain memory of one page that may be accessed
+        directly.
 
-        The length is 0 where accesses must go one by one (device memory, watched code, a limit that is near). May fault.
+        The length is 0 where accesses must go one by one (device memory, watched code, a limit that is near). May
+        fault.
         """
         raise NotImplementedError
 
@@ -127,7 +133,9 @@ class Cpu:
         raise NotImplementedError
 
     def copy_bytes(self, target: Bits, source: Bits, count: Bits) -> None:
-        """Copy host memory between windows, low addresses first (overlap as REP MOVSB has it is the caller's concern)."""
+        """Copy host memory between windows, low addresses first (overlap as REP MOVSB has it is the caller's
+        concern).
+        """
         raise NotImplementedError
 
     def fill_bytes(self, target: Bits, byte: Bits, count: Bits) -> None:
@@ -173,11 +181,15 @@ class Cpu:
         self.mode_changed()
 
     def commit(self) -> None:
-        """The instruction is past its point of no return: a fault from here on has the RIP in `s.rip` (task switches)."""
+        """The instruction is past its point of no return: a fault from here on has the RIP in `s.rip` (task
+        switches).
+        """
         raise NotImplementedError
 
     def repeat(self) -> None:
-        """End this execution of a REP instruction with iterations left: it is executed again at once, or after interrupts."""
+        """End this execution of a REP instruction with iterations left: it is executed again at once, or after
+        interrupts.
+        """
         raise NotImplementedError
 
     @property
@@ -185,7 +197,7 @@ class Cpu:
         """How many iterations one execution of a REP instruction may do (64 bits): 1 when single-stepping."""
         return const(4096, 64)
 
-    # -- the world outside: these leave to the machine and are executed again with its answer ----------------------------
+    # -- the world outside: these leave to the machine and are executed again with its answer --------------------------
     def port_in(self, port: Bits, width: int) -> Bits:
         """Read an I/O port (`port` 16 bits). The caller has checked IOPL and the I/O bitmap."""
         raise NotImplementedError
@@ -230,7 +242,9 @@ class Cpu:
 
     # -- exact host arithmetic that LLVM has no instruction for --------------------------------------------------------
     def divide(self, high: Bits, low: Bits, divisor: Bits, is_signed: bool) -> tuple[Bits, Bits]:
-        """Quotient and remainder of `high:low / divisor` (all one width); the caller has checked that the quotient fits."""
+        """Quotient and remainder of `high:low / divisor` (all one width); the caller has checked that the quotient
+        fits.
+        """
         raise NotImplementedError
 
 

@@ -132,7 +132,7 @@ def parse(definition: Definition, text: str) -> Iterator[Encoding]:
 
 def _with(encoding: Encoding, **changes: object) -> Encoding:
     values = {name: getattr(encoding, name) for name in Encoding.__dataclass_fields__}
-    return Encoding(**{**values, **changes})  # type: ignore[arg-type]
+    return Encoding(**{**values, **changes})
 
 
 def all_encodings() -> list[Encoding]:
@@ -155,8 +155,8 @@ class Choice:
 def decide(candidates: list[Encoding], depth: int = 0) -> Choice | Encoding | None:
     """The tree that finds the one encoding among candidates of the same map and opcode.
 
-    A value of a dimension that no candidate asks for goes to those that do not care. Mandatory prefixes: an encoding without
-    one answers for every prefix that no other encoding of the opcode claims.
+    A value of a dimension that no candidate asks for goes to those that do not care. Mandatory prefixes: an encoding
+    without one answers for every prefix that no other encoding of the opcode claims.
     """
     if not candidates:
         return None

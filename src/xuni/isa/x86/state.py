@@ -1,7 +1,8 @@
-"""The architectural state of one x86-64 logical processor, and what the engine keeps beside it, as one record in memory.
+"""The architectural state of one x86-64 logical processor, and what the engine keeps beside it, as one record in
+memory.
 
-The first 32 eight-byte slots are what a decoded operation's register bytes index: general registers, a slot that is always
-zero, the RIP of the current page (see `xuni.engine.soft.decode`), the segment bases.
+The first 32 eight-byte slots are what a decoded operation's register bytes index: general registers, a slot that is
+always zero, the RIP of the current page (see `xuni.engine.soft.decode`), the segment bases.
 """
 
 from __future__ import annotations
