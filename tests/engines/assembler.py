@@ -14,6 +14,8 @@ import sys
 from dataclasses import dataclass
 
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 BASE = 0x8000
 _SCRIPT = """
@@ -54,11 +56,10 @@ def assemble(texts: list[str]) -> list[Code]:
 
 def _link(data: bytes) -> Code:
     elf = ELFFile(io.BytesIO(data))
-    section = elf.get_section_by_name(".text")
+    section, symbols, relocations = (elf.get_section_by_name(n) for n in (".text", ".symtab", ".rela.text"))
+    assert section is not None and isinstance(symbols, SymbolTableSection)
     text = bytearray(section.data())
-    symbols = elf.get_section_by_name(".symtab")
-    relocations = elf.get_section_by_name(".rela.text")
-    for entry in relocations.iter_relocations() if relocations else ():
+    for entry in relocations.iter_relocations() if isinstance(relocations, RelocationSection) else ():
         symbol = symbols.get_symbol(entry["r_info_sym"])
         assert symbol["st_shndx"] != "SHN_UNDEF", f"{symbol.name} is not defined"
         size, relative = _RELOCATIONS[entry["r_info_type"]]

@@ -539,7 +539,7 @@ KINDS = (
 
 def _sized(text: str, kind: Kind, bits: int) -> str:
     prefix = {16: "", 32: "e", 64: "r"}[bits]
-    words = {
+    words: dict[str, str | int] = {
         "WORD": {16: "word", 32: "dword", 64: "qword"}[bits], "W": str(bits // 8),
         "CONTROL": "rax" if bits == 64 else "eax",
         "RET": ".byte 0xc3",
@@ -553,7 +553,7 @@ def _sized(text: str, kind: Kind, bits: int) -> str:
         "PAGE_ENTRY": TABLES + 0x3000 + 7 * (4 if kind.paging == "32" else 8),
         "syscall_or_nop": "nop", "BACK": "" if bits == 64 else f"mov eax, {STACK_SEGMENT}\n mov ss, ax\n",
     }  # fmt: skip
-    text = re.sub(r"\bRESUME\b", lambda m: words["RESUME"], text)
+    text = text.replace("  RESUME\n", f"  {words['RESUME']}\n")
     offset = "word" if bits == 16 else "long"
     text = re.sub(r"FARCALL (\w+)", lambda m: f".byte 0x9a\n .{offset} 0\n .word {m[1]}", text)
     text = re.sub(r"\br(AX|BX|CX|DX|SI|DI|BP|SP)\b", lambda m: prefix + m[1].lower(), text)
