@@ -1,8 +1,8 @@
 """The words between an engine and a machine: why a virtual CPU stopped, and what it is told before it goes on.
 
 An engine offers `Vcpu.run(reply) -> Exit`. Every exit is a frozen record; the machine answers with a reply of the
-matching kind. An exit that needs data (`PortIn`, `MmioRead`, `MsrRead`, ...) leaves the instruction unfinished: the next
-`run` completes it with the data in the reply. All integers are unsigned; `size` is in bytes (1, 2, 4 or 8).
+matching kind. An exit that needs data (`PortIn`, `MmioRead`, `MsrRead`, ...) leaves the instruction unfinished: the
+next `run` completes it with the data in the reply. All integers are unsigned; `size` is in bytes (1, 2, 4 or 8).
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class InterruptWindow:
 
 @dataclass(frozen=True, slots=True)
 class Halt:
-    """HLT with interrupts enabled or disabled; the vCPU sleeps until an interrupt, an NMI, or INIT. Answer: `Resume`."""
+    """HLT with interrupts enabled or disabled; the vCPU sleeps until an interrupt, an NMI, or INIT. Answer:
+    `Resume`.
+    """
 
 
 @dataclass(frozen=True, slots=True)
