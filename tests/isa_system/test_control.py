@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from xuni.isa.bits import u32, u64
+from xuni.isa.bits import u1, u32, u64
 from xuni.isa.x86 import control, cpuid, features
 from xuni.isa.x86.control import load_cr0, load_cr3, load_cr4
 from xuni.isa.x86.cpuid import build_cpuid_table, identify
-from xuni.isa.x86.debug import code_breakpoint, matches, trap_due
+from xuni.isa.x86.debug import code_breakpoint, matches, note_data, note_port
 from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.io import check_port
 from xuni.isa.x86.msr import NOT_AFFECTED, Msr, read_msr, write_msr
@@ -186,12 +186,25 @@ def test_code_breakpoint_and_rf() -> None:
     assert fault_of(cpu, lambda: code_breakpoint(cpu, u64(0x1234))) is None
 
 
-def test_traps() -> None:
+def test_io_breakpoints_need_cr4_de() -> None:
     cpu = PlainCpu()
-    assert not trap_due(cpu, u64(0)[0])
-    cpu.s.pending_debug = 4
-    assert trap_due(cpu, u64(1)[0])
-    assert int(cpu.s.dr[6]) & 0xE00F == 0x4004 and int(cpu.s.pending_debug) == 0
+    s = cpu.s
+    s.dr[3], s.dr[7] = 0x60, 0x400 | 1 << 6 | 2 << 28
+    note_port(cpu, u64(0x60), u64(1))
+    assert int(s.pending_debug) == 0
+    s.cr4 = int(Cr4.DE)
+    note_port(cpu, u64(0x60), u64(1))
+    assert int(s.pending_debug) == 8
+
+
+def test_data_breakpoints_are_noted() -> None:
+    cpu = PlainCpu()
+    s = cpu.s
+    s.dr[0], s.dr[7] = 0x1000, 0x400 | 1 | 1 << 16 | 3 << 18
+    note_data(cpu, u64(0x1002), u64(1), u1(0))
+    assert int(s.pending_debug) == 0, "writes only"
+    note_data(cpu, u64(0x0FFC), u64(8), u1(1))
+    assert int(s.pending_debug) == 1
 
 
 # -- MSRs --------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from xuni.isa.bits import U64, Bits, u1, u8, u64
 from xuni.isa.stage import native, staged
 from xuni.isa.x86.cpu import Cpu
+from xuni.isa.x86.debug import note_port
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.frames import TSS32
 from xuni.isa.x86.instruction import Operand, instruction
@@ -40,12 +41,14 @@ def check_port(cpu: Cpu, port: U64, size: U64) -> None:
 @staged
 def _read(cpu: Cpu, port: Bits, width: int) -> Bits:
     check_port(cpu, port.zext(64), u64(width // 8))
+    note_port(cpu, port.zext(64), u64(width // 8))
     return cpu.port_in(port, width)
 
 
 @staged
 def _write(cpu: Cpu, port: Bits, value: Bits) -> None:
     check_port(cpu, port.zext(64), u64(value.width // 8))
+    note_port(cpu, port.zext(64), u64(value.width // 8))
     cpu.port_out(port, value)
 
 
@@ -97,9 +100,11 @@ def _input(cpu: Cpu, width: int) -> None:
         if cpu.reg(Gpr.RCX, cpu.asize) == 0:
             return
     offset = cpu.reg(Gpr.RDI, cpu.asize).zext(64)
-    check_port(cpu, cpu.s.gpr[Gpr.RDX] & 0xFFFF, u64(width // 8))
+    port = cpu.reg(Gpr.RDX, 16)
+    check_port(cpu, port.zext(64), u64(width // 8))
     probe_store(cpu, offset, u64(width // 8))
-    cpu.store(Seg.ES, offset, cpu.port_in(cpu.reg(Gpr.RDX, 16), width))
+    note_port(cpu, port.zext(64), u64(width // 8))
+    cpu.store(Seg.ES, offset, cpu.port_in(port, width))
     _next_element(cpu, Gpr.RDI, width)
 
 
@@ -109,7 +114,7 @@ def _output(cpu: Cpu, segment: Bits, width: int) -> None:
         if cpu.reg(Gpr.RCX, cpu.asize) == 0:
             return
     check_port(cpu, cpu.s.gpr[Gpr.RDX] & 0xFFFF, u64(width // 8))
-    cpu.port_out(cpu.reg(Gpr.RDX, 16), cpu.load(segment, cpu.reg(Gpr.RSI, cpu.asize).zext(64), width))
+    _write(cpu, cpu.reg(Gpr.RDX, 16), cpu.load(segment, cpu.reg(Gpr.RSI, cpu.asize).zext(64), width))
     _next_element(cpu, Gpr.RSI, width)
 
 
