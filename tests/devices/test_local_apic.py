@@ -319,6 +319,21 @@ def test_a_tiny_period_does_not_flood_the_host(apic, clock):
     assert 400 < len(fired) <= 502
 
 
+def test_a_count_that_ran_out_does_not_start_again_when_the_mode_becomes_periodic(apic, clock, core):
+    write(apic, Reg.DIVIDE, 0xB)
+    write(apic, Reg.LVT_TIMER, 0x30)
+    write(apic, Reg.INITIAL_COUNT, 50_000)
+    clock.advance(60_000)
+    assert apic.acknowledge() == 0x30
+    write(apic, Reg.EOI, 0)
+    write(apic, Reg.LVT_TIMER, 0x20030)
+    clock.advance(60_000)
+    assert not core.pin and read(apic, Reg.CURRENT_COUNT) == 0
+    write(apic, Reg.INITIAL_COUNT, 50_000)
+    clock.advance(50_000)
+    assert core.pin and read(apic, Reg.CURRENT_COUNT) == 50_000
+
+
 def test_a_masked_timer_expires_in_silence(apic, clock, core):
     write(apic, Reg.INITIAL_COUNT, 100)
     clock.advance(1000)

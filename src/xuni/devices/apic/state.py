@@ -128,5 +128,7 @@ class LocalApicState:
     initial_count: int = 0
     timer_start: int = 0
     """Guest ns at which the initial count was written, or the current period began."""
+    ran_out: bool = False
+    """The timer's count reached 0 in one-shot mode, and the mode became another since: it stands still."""
     tsc_deadline: int = 0
     waiting_for_sipi: bool = False

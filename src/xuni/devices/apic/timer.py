@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from xuni.bus.timers import SHORTEST_PERIOD, Timers
-from xuni.devices.apic.state import PERIODIC, TSC_DEADLINE, LocalApicConfig, LocalApicState, Reg
+from xuni.devices.apic.state import ONE_SHOT, PERIODIC, TSC_DEADLINE, LocalApicConfig, LocalApicState, Reg
 
 SECOND: Final = 1_000_000_000
 _LVT_TIMER: Final = int(Reg.LVT_TIMER)
@@ -45,7 +45,7 @@ class ApicTimer:
     def current_count(self) -> int:
         """The count-down register."""
         s = self.state
-        if not s.initial_count or self.mode == TSC_DEADLINE:
+        if not s.initial_count or s.ran_out or self.mode == TSC_DEADLINE:
             return 0
         elapsed = self._ticks(self._now() - s.timer_start)
         if self.mode == PERIODIC:
@@ -56,7 +56,7 @@ class ApicTimer:
         """Start counting; 0 stops the timer. Ignored in TSC-deadline mode."""
         if self.mode == TSC_DEADLINE:
             return
-        self.state.initial_count, self.state.timer_start = value, self._now()
+        self.state.initial_count, self.state.timer_start, self.state.ran_out = value, self._now(), False
         self.schedule()
 
     def write_divide(self, value: int) -> None:
@@ -68,8 +68,11 @@ class ApicTimer:
 
     def mode_changed(self, old: int) -> None:
         """The LVT entry was written. To and from TSC-deadline mode disarms the timer."""
+        s = self.state
         if (old == TSC_DEADLINE) != (self.mode == TSC_DEADLINE):
-            self.state.initial_count = self.state.tsc_deadline = 0
+            s.initial_count = s.tsc_deadline = 0
+        if old == ONE_SHOT and self.mode == PERIODIC and self._ticks(self._now() - s.timer_start) >= s.initial_count:
+            s.ran_out = True  # what has come to its end does not start again by itself
         if old != self.mode:
             self.schedule()
 
@@ -87,7 +90,7 @@ class ApicTimer:
                 self._timer.set(self._now() + max(s.tsc_deadline - self._tsc(), 0))
             else:
                 self._timer.cancel()
-        elif not s.initial_count:
+        elif not s.initial_count or s.ran_out:
             self._timer.cancel()
         elif self.mode == PERIODIC:
             elapsed = self._ticks(self._now() - s.timer_start)
