@@ -30,6 +30,7 @@ from xuni.engine.soft.records import (
 )
 from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
 from xuni.isa.stage import likely, native, staged, unlikely
+from xuni.isa.x86.debug import ENABLES, note_data
 from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
 from xuni.isa.x86.paging import Access, Rights, walk
 from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind, State
@@ -564,17 +565,8 @@ def window(cpu: SoftCpu, linear: U64, write: U64) -> tuple[U64, U64]:
 @native
 def watch_data(cpu: SoftCpu, linear: U64, size: U64, write: U64) -> None:
     """Note in `pending_debug` the data breakpoints that an access hits (SDM vol. 3, 18.2)."""
-    s = cpu.s
-    if unlikely((s.dr[7] & 0xFF) != 0):
-        for n in range(4):
-            if (s.dr[7] >> (2 * n) & 3) != 0:
-                kind = s.dr[7] >> (16 + 4 * n) & 3
-                code = s.dr[7] >> (18 + 4 * n) & 3
-                length = select(code == 2, u64(8), code + 1)
-                start = s.dr[n] & ~(length - 1)
-                hit = (start < linear + size) & (linear < start + length)
-                if hit & ((kind == 3) | (kind == 1) & (write != 0)):
-                    s.pending_debug = s.pending_debug | 1 << n
+    if unlikely((cpu.s.dr[7] & ENABLES) != 0):
+        note_data(cpu, linear, size, write != 0)
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from xuni.engine.soft import decode, memory
 from xuni.engine.soft.records import HASH_BITS, Arena, JumpEntry, Mode, Op
 from xuni.isa.bits import U64, Bits, const, select, u64
 from xuni.isa.stage import likely, native, staged, unlikely
-from xuni.isa.x86.exceptions import GuestFault, Vector
+from xuni.isa.x86.debug import code_breakpoint
+from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.frames import NO_TRAP
 from xuni.isa.x86.interrupt import Source, deliver, handle_fault
 from xuni.isa.x86.segment import STACK_SHADOW
@@ -247,10 +248,4 @@ def check_code_breakpoint(cpu: SoftCpu) -> None:
     linear = s.rip
     if (s.mode & Mode.SIZE) != 2:
         linear = (s.rip + s.seg_base[int(Seg.CS)]) & 0xFFFFFFFF
-    hits = u64(0)
-    for n in range(4):
-        enabled = (s.dr[7] >> (2 * n) & 3) != 0
-        hits = hits | (enabled & ((s.dr[7] >> (16 + 4 * n) & 15) == 0) & (s.dr[n] == linear)).zext(64) << n
-    if (hits != 0) & ((s.eflags & Eflags.RF) == 0):
-        s.dr[6] = (s.dr[6] & ~u64(15)) | hits
-        raise GuestFault(cpu, Vector.DB)
+    code_breakpoint(cpu, linear)
