@@ -49,6 +49,7 @@ class Path(Enum):
 
     WARM = "the TLB knows the pages already"
     COLD = "it does not"
+    WATCHED = "the data lies in the same page as the code, so that writes must look whether they hit it"
     OUT_OF_LINE = "no access may be direct, since a data breakpoint is armed somewhere"
 
 
@@ -118,6 +119,7 @@ class SoftTarget:
     def __init__(self, path: Path = Path.WARM, stepping: bool = True) -> None:
         self.path, self.stepping = path, stepping
         self.memory = GuestMemory(2 << 20)
+        self._data_frame = CODE_FRAME if path is Path.WATCHED else DATA_FRAME
         self._write_tables()
         self.vcpu = SoftVcpu(self.memory)
         self._flush_tlb = self.vcpu.code.function("flush_tlb")
@@ -134,10 +136,11 @@ class SoftTarget:
     def _write_tables(self) -> None:
         write = self.memory.write
         user, kernel = 7, 3  # present, writable, user
+        no_execute = 1 << 63
         for at, entry in (
             (PML4, PDPT | user), (PML4 + 8 * 256, KERNEL_PDPT | kernel), (PDPT, DIRECTORY | user),
             (DIRECTORY + 8 * (CODE >> 21 & 511), TABLE | user), (TABLE + 8 * (CODE >> 12 & 511), CODE_FRAME | user),
-            (TABLE + 8 * (DATA >> 12 & 511), DATA_FRAME | user), (KERNEL_PDPT, KERNEL_DIRECTORY | kernel),
+            (TABLE + 8 * (DATA >> 12 & 511), self._data_frame | user | no_execute), (KERNEL_PDPT, KERNEL_DIRECTORY | kernel),
             (KERNEL_DIRECTORY, 0x80 | kernel),
         ):  # fmt: skip
             write(at, entry.to_bytes(8, "little"))
@@ -170,13 +173,14 @@ class SoftTarget:
         """As `run_one`, for other code (at most 64 bytes) in the state of the case."""
         mode, state, words = case.mode, self._state, self._words
         self.memory.write(CODE_FRAME, code.ljust(CODE_AREA, HLT))
-        self._guest[DATA_FRAME : DATA_FRAME + PAGE] = bytes(PAGE - WINDOW_SIZE) + case.memory
+        self._put_window(case.memory)
         state[: PLACES.end] = self._templates[mode]
         state[: WORDS.size] = WORDS.pack(*case.gpr)
         words[RIP] = mode.rip
         words[EFLAGS] = case.rflags & ~ARITHMETIC & ~CLEARED | SET_FLAGS
         words[FLAG_KIND], words[FLAG_A], words[FLAG_B] = int(Kind.RAW), 0, case.rflags & ARITHMETIC
         self._load_fxsave(case.fxsave)
+        self._prepare(case)
         if self.path is Path.COLD:
             self._flush_tlb(self.vcpu.region.address)
         for _ in range(ITERATIONS if self.stepping and is_repeated(case.code, mode) else 1):
@@ -203,8 +207,17 @@ class SoftTarget:
                 error = int.from_bytes(self._guest[STACK_TOP - FRAME.size - 8 : STACK_TOP - FRAME.size], "little")
             if not self.stepping and rip != case.mode.rip:
                 vector = None  # of what came after the instruction
-        memory = bytes(self._guest[DATA_FRAME + PAGE - WINDOW_SIZE : DATA_FRAME + PAGE])
-        return Outcome(tuple(gpr), rip, rflags, self._save_fxsave(case.fxsave), memory, vector, error, words[CR2])
+        fxsave = self._save_fxsave(case.fxsave)
+        return Outcome(tuple(gpr), rip, rflags, fxsave, self._window(), vector, error, words[CR2])
+
+    def _prepare(self, case: Case) -> None:
+        """What else a case needs."""
+
+    def _put_window(self, data: bytes) -> None:
+        self._guest[self._data_frame + PAGE - WINDOW_SIZE : self._data_frame + PAGE] = data
+
+    def _window(self) -> bytes:
+        return bytes(self._guest[self._data_frame + PAGE - WINDOW_SIZE : self._data_frame + PAGE])
 
     # -- x87 and SSE ---------------------------------------------------------------------------------------------------
     def _load_fxsave(self, image: bytes) -> None:
@@ -247,7 +260,9 @@ class Decoding:
         self._invalid = self._vcpu.code.handlers[0]
 
     def length_of(self, code: bytes, bits: int) -> int | None:
-        """Length in bytes of the instruction at the start of `code`, for code segments of 16, 32 or 64 bits; None: #UD."""
+        """Length in bytes of the instruction at the start of `code`, for code segments of 16, 32 or 64 bits; None:
+        #UD.
+        """
         ctypes.memset(self._code, 0, 64)
         ctypes.memmove(self._code, code, len(code))
         places = ctypes.addressof(self._code), ctypes.addressof(self._op)
