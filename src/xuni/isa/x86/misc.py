@@ -113,6 +113,13 @@ def ud0(cpu: Cpu, left: Operand, right: Operand) -> None:
     raise GuestFault(cpu, Vector.UD)
 
 
+@instruction("UNDEFINED", "F3 0F 38 F0 M", "F3 0F 38 F1 M", "F2 0F C7 /6 Rv", "F3 0F C7 /6 Rv", "F2 0F C7 /7 Rv", ends=True,
+             cold=True)  # fmt: skip
+def undefined(cpu: Cpu, operand: Operand) -> None:
+    """Prefixes that MOVBE, RDRAND and RDSEED, which else take any, do not bear."""
+    raise GuestFault(cpu, Vector.UD)
+
+
 @instruction("BOUND", "62 /r Gv M i64", cold=True)
 def bound(cpu: Cpu, index: Operand, bounds: Operand) -> None:
     i, width = index.read(), index.width
