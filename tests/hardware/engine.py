@@ -78,9 +78,11 @@ def start_state(mode: Mode) -> CpuState:
     return CpuState(
         mode.rip,
         code_segment(mode),
-        *[data] * 3,
-        null_segment(FS_BASE),
-        null_segment(GS_BASE),
+        ss=data,
+        ds=data,
+        es=data,
+        fs=null_segment(FS_BASE),
+        gs=null_segment(GS_BASE),
         cr0=int(Cr0.PE | Cr0.MP | Cr0.ET | Cr0.NE | Cr0.WP | Cr0.AM | Cr0.PG),
         cr3=PML4,
         cr4=int(Cr4.PAE | Cr4.OSFXSR | Cr4.OSXMMEXCPT | Cr4.FSGSBASE),
@@ -115,6 +117,9 @@ class SoftTarget:
     """
 
     name = "soft"
+    modes: tuple[Mode, ...] = tuple(Mode)
+    kernel = KERNEL
+    frame = FRAME
 
     def __init__(self, path: Path = Path.WARM, stepping: bool = True) -> None:
         self.path, self.stepping = path, stepping
@@ -123,15 +128,13 @@ class SoftTarget:
         self._write_tables()
         self.vcpu = SoftVcpu(self.memory)
         self._flush_tlb = self.vcpu.code.function("flush_tlb")
-        flags = self.vcpu.code.function("arithmetic_flags", *[ctypes.c_uint64] * 3)
-        self._arithmetic_flags = lambda kind, a, b: flags(self.vcpu.region.address, kind, a, b)
+        self._arithmetic_flags = self.vcpu.code.function("arithmetic_flags", *[ctypes.c_uint64] * 3)
         self._state = memoryview(self.vcpu.region.map)[: State.SIZE]
         self._words = self.vcpu.q
         # SAFETY: the guest memory belongs to this object, as the vCPU does.
         whole = (ctypes.c_char * self.memory.size).from_address(self.memory.slots[0].host_address)
         self._guest = memoryview(whole).cast("B")
-        self._templates = {mode: self._template(mode) for mode in Mode}
-        self._current: Mode | None = None
+        self._templates = {mode: self._template(mode) for mode in self.modes}
 
     def _write_tables(self) -> None:
         write = self.memory.write
@@ -154,12 +157,14 @@ class SoftTarget:
         write(STUBS, HLT * 256)
         write(CODE_FRAME, HLT * PAGE)
 
+    def _start_state(self, mode: Mode) -> CpuState:
+        return start_state(mode)
+
     def _template(self, mode: Mode) -> bytes:
         vcpu = self.vcpu
-        vcpu.start(start_state(mode))
+        vcpu.start(self._start_state(mode))
         if self.path is Path.OUT_OF_LINE:
             vcpu.state.dr[0], vcpu.state.dr[7] = ELSEWHERE, 0x10401  # L0, one byte, writes
-        vcpu.state.steps = int(self.stepping)  # type: ignore[assignment]
         return bytes(self._state[: PLACES.end])
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
@@ -198,13 +203,14 @@ class SoftTarget:
         rip, vector, error = words[RIP], None, 0
         flags = words[FLAG_B]
         if words[FLAG_KIND] != Kind.RAW:
-            flags = self._arithmetic_flags(words[FLAG_KIND], words[FLAG_A], flags)
+            flags = self._arithmetic_flags(self.vcpu.region.address, words[FLAG_KIND], words[FLAG_A], flags)
         rflags = words[EFLAGS] & ~ARITHMETIC | flags
         if words[CPL] == 0:
-            vector = (rip - (KERNEL + STUBS)) // 2  # where the step after the fault has gone on already, or not
-            rip, _, rflags, gpr[4], _ = FRAME.unpack_from(self._guest, STACK_TOP - FRAME.size)
+            vector = (rip - (self.kernel + STUBS)) // 2  # where the step after the fault has gone on already, or not
+            frame = STACK_TOP - self.frame.size
+            rip, _, rflags, gpr[4], _ = self.frame.unpack_from(self._guest, frame)
             if vector in PUSHES_ERROR_CODE:
-                error = int.from_bytes(self._guest[STACK_TOP - FRAME.size - 8 : STACK_TOP - FRAME.size], "little")
+                error = int.from_bytes(self._guest[frame - self.frame.size // 5 : frame], "little")
             if not self.stepping and rip != case.mode.rip:
                 vector = None  # of what came after the instruction
         fxsave = self._save_fxsave(case.fxsave)

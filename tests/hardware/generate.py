@@ -51,6 +51,7 @@ REGISTER_COUNTS = frozenset(("SHLX", "SARX", "SHRX", "BEXTR", "BZHI"))
 INDIRECT = frozenset(("JMP", "CALL", "RETNW", "RETND", "RETNQ"))
 ENTER = frozenset(("ENTERW", "ENTERD", "ENTERQ"))
 COMPARE_EXCHANGE = frozenset(("CMPXCHG", "CMPXCHG8B", "CMPXCHG16B"))
+POP_ALL = frozenset(("POPAW", "POPAD"))
 PUSH_FLAGS = frozenset(("PUSHFW", "PUSHFD", "PUSHFQ"))
 SIZES = (0, 1, 2, 4, 8, 10, 16)
 """Of memory operands, in bytes, unless they are x87 environments and the like."""
@@ -239,6 +240,10 @@ class Generator:
             self._verify(draft, access)
         if mnemonic in ENTER:
             self._verify_probe(draft)
+        # POPA may have loaded registers before it faults; a CALL may have two reasons to fault.
+        calls = mnemonic == "CALL" and mode is Mode.PROTECTED_16
+        if (calls or mnemonic in POP_ALL) and len(draft.targets) < len(used):
+            raise Unsuitable
         flags = random.getrandbits(32) & SETTABLE
         if not instruction.is_string_instruction and random.randrange(4):
             flags &= ~Flag.DF
