@@ -15,8 +15,10 @@ from iced_x86 import Decoder
 
 from tests.hardware.case import DATA, PAGE, WINDOW, WINDOW_SIZE, Case, Outcome
 from xuni.isa.bits import Bits, const, u64
+from xuni.isa.compiler import Stage
 from xuni.isa.llvm import Function
-from xuni.isa.stage import Native, Stage, compile_native, staged
+from xuni.isa.native import compile_native
+from xuni.isa.stage import Native, staged
 from xuni.isa.struct import Place, PlainPlace, StagedPlace, place_at
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.encodings import Encoding

@@ -6,7 +6,8 @@ import ctypes
 from typing import NoReturn
 
 from xuni.isa.bits import Bits, const, mask, u1, u64
-from xuni.isa.stage import Stage, Unreachable, Unwind
+from xuni.isa.compiler import Stage
+from xuni.isa.stage import Unreachable, Unwind
 from xuni.isa.struct import Place, PlainPlace, StagedPlace, place_at
 from xuni.isa.x86 import features
 from xuni.isa.x86.cpu import Cpu

@@ -12,8 +12,10 @@ from contextlib import suppress
 
 import pytest
 
+from xuni.isa.compiler import Stage
 from xuni.isa.llvm import Function
-from xuni.isa.stage import Native, Stage, Unreachable, annotated_width, compile_native, native_instance
+from xuni.isa.native import compile_native
+from xuni.isa.stage import Native, Unreachable, annotated_width, native_instance
 from xuni.isa.x86.encodings import Encoding, parse
 from xuni.isa.x86.instruction import DEFINITIONS
 

@@ -11,8 +11,8 @@ import ctypes
 from typing import Any, Protocol
 
 from xuni.isa.bits import INTS, Bits, const, mask
+from xuni.isa.compiler import Stage
 from xuni.isa.llvm import literal, type_of
-from xuni.isa.stage import Stage
 
 _CTYPES = {8: ctypes.c_uint8, 16: ctypes.c_uint16, 32: ctypes.c_uint32, 64: ctypes.c_uint64}
 

@@ -157,7 +157,7 @@ def module_text(bodies: list[str], declarations: set[str], defined: set[str]) ->
 def _compile_chunk(first: int, count: int) -> tuple[int, Any, bytes]:
     """Generate and compile the handlers of some encodings."""
     from xuni.engine.soft import program
-    from xuni.isa.stage import Stage
+    from xuni.isa.compiler import Stage
 
     Stage.host_features = _host_features()
     encodings = program.everything()[first : first + count]
@@ -180,7 +180,8 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
     """Compile native functions and all that they call, the loop, the special handlers and the glue."""
     from xuni.engine.soft import decode, glue, handlers, memory, program, run
     from xuni.engine.soft.cpu import new_stage_cpu
-    from xuni.isa.stage import Native, compile_native, native_instance
+    from xuni.isa.native import compile_native
+    from xuni.isa.stage import Native, native_instance
 
     program.load_families()
     pending: list[Native] = []

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from xuni.engine.soft import memory
 from xuni.engine.soft.records import Arena, Aux, Mode, Op
 from xuni.isa.bits import Bits, const, mask, select, u1, u64
-from xuni.isa.stage import Stage, likely, native_instance, staged, unlikely
+from xuni.isa.compiler import Stage
+from xuni.isa.stage import likely, native_instance, staged, unlikely
 from xuni.isa.struct import Place, Struct
 from xuni.isa.x86.cpu import Cpu
 from xuni.isa.x86.exceptions import GuestFault, Vector

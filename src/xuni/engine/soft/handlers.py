@@ -24,8 +24,9 @@ from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.operands import Memory, make
 from xuni.engine.soft.records import OP_SIZE, PAGE, PRODUCERS, TLB_ENTRIES, Effect, Form, Mode, Op, TlbEntry
 from xuni.isa.bits import Bits, select, u64
+from xuni.isa.compiler import Stage
 from xuni.isa.llvm import Function
-from xuni.isa.stage import Native, Stage, Unreachable, staged, unlikely
+from xuni.isa.stage import Native, Unreachable, staged, unlikely
 from xuni.isa.struct import StagedPlace
 from xuni.isa.x86.encodings import Encoding
 from xuni.isa.x86.exceptions import GuestFault, Vector

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from xuni.isa import softfloat
 from xuni.isa.bits import U64, Bits, const, select, signed, u1, u64, vector
+from xuni.isa.compiler import Stage
 from xuni.isa.llvm import type_of
 from xuni.isa.softfloat import F32, F64, Context, Flag, Order, Rounding
-from xuni.isa.stage import Stage, native, staged, staging, unlikely
+from xuni.isa.stage import native, staged, staging, unlikely
 from xuni.isa.struct import PlainPlace, StagedPlace
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.state import Cr4, State
