@@ -19,15 +19,15 @@ ARGS  :=
 TESTS :=
 JOBS  := auto
 
-.PHONY: run test test-long bench lint setup lock clean
+.PHONY: run test test-long bench lint setup lock clean engine
 
 run: $(READY)
 	@exec $(BIN)/xuni vm run debian $(ARGS)
 
-test: $(READY)
+test: $(READY) engine
 	@exec $(BIN)/python -m pytest -q -n $(JOBS) $(TESTS)
 
-test-long: $(READY)
+test-long: $(READY) engine
 	@exec $(BIN)/python -m pytest -q -n $(JOBS) -m 'long or not long' $(TESTS)
 
 bench: $(READY)
@@ -39,6 +39,10 @@ lint: $(READY)
 	@$(BIN)/lint-imports > $(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log >&2; exit 1; }
 
 setup: $(READY)
+
+# Before the tests, so that no test's time limit has the compilation in it.
+engine: $(READY)
+	@$(BIN)/python -m xuni.engine.soft
 
 $(VENV)/.ready: requirements.lock pyproject.toml tools/setup
 	@tools/setup $(VENV) </dev/null >&2

@@ -277,9 +277,14 @@ class Memory(Register):
         self.cpu.store(self.segment, self.offset, value)
 
 
+# Others define instructions of the same names (MOV to a control register), and may be loaded or not.
+FAMILIES = frozenset({"integer", "logic", "shift", "bit", "move", "push", "string", "bcd", "misc"})
+
+
 def run(cpu: PlainCpu, name: str, *operands: Operand, encoding: str = "") -> None:
     """Execute the definition of that name; `encoding` chooses between several (its text begins with that)."""
-    found = [d for d in DEFINITIONS if d.name == name and any(e.startswith(encoding) for e in d.encodings)]
+    found = [d for d in DEFINITIONS if d.name == name and d.run.__module__.rpartition(".")[2] in FAMILIES
+             and any(e.startswith(encoding) for e in d.encodings)]
     assert len(found) == 1, f"{name} {encoding}: {len(found)} definitions"
     cpu.flags.undefined.clear()
     found[0].run(cpu, *operands)
