@@ -9,9 +9,9 @@ import xuni.isa.x86
 from xuni.isa.x86.features import BY_NAME, DEFAULT
 from xuni.isa.x86.instruction import DEFINITIONS
 
-# What these bring is registers, control bits, paging or speed; no opcode is theirs alone.
+# What these bring is registers, control bits, paging or speed; or an opcode that means something without them too.
 WITHOUT_OPCODES = frozenset("""
-    3dnowprefetch apic arat arch_capabilities constant_tsc cx8 de erms fsrm hypervisor lahf_lm lm mca mce mtrr nx pae pat
+    3dnowprefetch apic arat arch_capabilities constant_tsc cx8 de erms fsrm hypervisor lahf_lm lm lzcnt mca mce mtrr nx pae pat
     pcid pdpe1gb pge pks pse pse36 smep ss tsc_adjust tsc_deadline_timer umip vme x2apic xgetbv1
 """.split())
 
