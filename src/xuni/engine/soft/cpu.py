@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from xuni.engine.soft import memory
+from xuni.engine.soft import memory, physical
 from xuni.engine.soft.records import Arena, Aux, Mode, Op
 from xuni.isa.bits import Bits, const, mask, select, u1, u64
 from xuni.isa.compiler import Stage
@@ -188,13 +188,13 @@ class SoftCpu(Cpu):
     def load_physical(self, address: Bits, width: int) -> Bits:
         if likely(address < self.s.low_size):
             return self.at(self.s.low_host + address).load(0, width)
-        return memory.load_physical(self, address, width // 8).trunc(width)
+        return physical.load_physical(self, address, width // 8).trunc(width)
 
     def store_physical(self, address: Bits, value: Bits) -> None:
-        memory.store_physical(self, address, value.zext(64), value.width // 8)
+        physical.store_physical(self, address, value.zext(64), value.width // 8)
 
     def or_physical(self, address: Bits, bits: Bits) -> None:
-        memory.or_physical(self, address, bits.zext(64), bits.width // 8)
+        physical.or_physical(self, address, bits.zext(64), bits.width // 8)
 
     @staged
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:

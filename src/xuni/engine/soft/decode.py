@@ -11,18 +11,12 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import (
-    OFFSET,
-    check_canonical,
-    current_access,
-    enter_tlb,
-    forget_writable,
-    slot_of,
-)
+from xuni.engine.soft.memory import check_canonical, current_access, enter_tlb, forget_writable, jump_slot
+from xuni.engine.soft.physical import slot_of
 from xuni.engine.soft.records import (
     FETCH_BYTES,
     HASH_BITS,
-    JUMP_BITS,
+    OFFSET,
     OP_SIZE,
     PAGE,
     TLB_ENTRIES,
@@ -581,13 +575,6 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
             if cpu.at(s.tlb_global).load(number, 8) == 0:
                 s.jump_nonglobal = 1
     return op
-
-
-@staged
-def jump_slot(rip: Bits) -> Bits:
-    """Byte offset in the jump cache: 64 entries for each of 64 pages, so that one page can be forgotten."""
-    page = (rip >> 2) & (((1 << (JUMP_BITS - 6)) - 1) << 10)
-    return page | ((rip ^ rip >> 6) & 63) << 4
 
 
 @native

@@ -7,7 +7,7 @@ again (`again`), to what all handlers share (`common`: see glue.py), and back to
 from __future__ import annotations
 
 from xuni.engine.soft.cpu import SoftCpu
-from xuni.engine.soft.decode import jump_slot
+from xuni.engine.soft.memory import jump_slot
 from xuni.engine.soft.records import Mode, Op
 from xuni.isa.bits import Bits, select, u64
 from xuni.isa.stage import likely, staged

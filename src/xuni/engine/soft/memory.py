@@ -13,20 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from xuni.engine.soft.physical import frame_at, host_of, note_write, slot_of, store_physical
 from xuni.engine.soft.records import (
     FILL_LOG,
     JUMP_BITS,
     JUMP_ENTRIES,
+    OFFSET,
     PAGE,
     TLB_ENTRIES,
-    Frame,
     JumpEntry,
     Mode,
-    Op,
     Privilege,
     SlotRecord,
     TlbEntry,
-    Trace,
 )
 from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
 from xuni.isa.stage import likely, native, staged, unlikely
@@ -38,134 +37,11 @@ from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind, State
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
 
-OFFSET = PAGE - 1
 TLB_BYTES = TLB_ENTRIES * TlbEntry.SIZE
 JUMP_BYTES = JUMP_ENTRIES * JumpEntry.SIZE
 
 
-# -- guest-physical addresses ------------------------------------------------------------------------------------------
-@native
-def slot_of(cpu: SoftCpu, physical: U64) -> U64:
-    """Pointer to the record of the memory slot that backs an address, or 0."""
-    slot = cpu.s.slots
-    end = slot + cpu.s.slot_count * SlotRecord.SIZE
-    while slot < end:
-        record = cpu.struct(SlotRecord, slot)
-        if physical - record.start < record.size:
-            return slot
-        slot = slot + SlotRecord.SIZE
-    return u64(0)
-
-
-@native
-def host_of(cpu: SoftCpu, physical: U64) -> U64:
-    """Host address of a guest-physical address, or 0."""
-    slot = slot_of(cpu, physical)
-    if slot == 0:
-        return u64(0)
-    record = cpu.struct(SlotRecord, slot)
-    return record.host + (physical - record.start)
-
-
-@staged
-def frame_at(cpu: SoftCpu, slot: Bits, physical: Bits) -> Frame:
-    """What is known of the page of an address that `slot` backs."""
-    record = cpu.struct(SlotRecord, slot)
-    number = record.frame + ((physical - record.start) >> 12)
-    return cpu.struct(Frame, cpu.arena.frames + number * Frame.SIZE)
-
-
-@native
-def load_physical(cpu: SoftCpu, physical: U64, size: int) -> U64:
-    """`size` bytes of naturally aligned guest-physical memory; all ones where there is none."""
-    host = host_of(cpu, physical)
-    if host == 0:
-        return const(-1, 8 * size).zext(64)
-    return cpu.at(host).load(0, 8 * size).zext(64)
-
-
-@native
-def store_physical(cpu: SoftCpu, physical: U64, value: U64, size: int) -> None:
-    """Write naturally aligned guest-physical memory, and forget what was decoded from it."""
-    slot = slot_of(cpu, physical)
-    if slot == 0:
-        return
-    record = cpu.struct(SlotRecord, slot)
-    if record.writable != 0:
-        note_write(cpu, slot, physical, u64(size))
-        cpu.at(record.host + (physical - record.start)).store(0, value.trunc(8 * size))
-
-
-@native
-def or_physical(cpu: SoftCpu, physical: U64, bits: U64, size: int) -> None:
-    """Set bits of naturally aligned guest-physical memory, as one atomic update."""
-    slot = slot_of(cpu, physical)
-    if slot == 0:
-        return
-    record = cpu.struct(SlotRecord, slot)
-    if record.writable == 0:
-        return
-    place = cpu.at(record.host + (physical - record.start))
-    done = u1(0)
-    while ~done:
-        old = place.load(0, 8 * size)
-        done = place.exchange(0, old, old | bits.trunc(8 * size)) == old
-
-
-# -- decoded code and writes to it -------------------------------------------------------------------------------------
-@native
-def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
-    """A write to `size` bytes within one page: kill the traces that overlap it."""
-    frame = frame_at(cpu, slot, physical)
-    if unlikely(frame.map != 0):
-        first = (physical & OFFSET) >> 6
-        last = ((physical + size - 1) & OFFSET) >> 6
-        pieces = (u64(-1) << first) & (u64(-1) >> (u64(63) - last))
-        if (frame.map & pieces) != 0:
-            kill_traces(cpu, frame.place.address(), physical & OFFSET, (physical & OFFSET) + size)
-
-
-@native
-def kill_traces(cpu: SoftCpu, frame_pointer: U64, start: U64, end: U64) -> None:
-    """Take the traces of a page that overlap [start, end) out of service, and rebuild the page's map.
-
-    Every Op of a dead trace gets the `stale` handler, so that even a trace that runs right now looks up its next
-    instruction anew.
-    """
-    frame = cpu.struct(Frame, frame_pointer)
-    stale = cpu.handler_address("stale")
-    arena = cpu.arena
-    number = ((frame_pointer - arena.frames) >> 4).trunc(32)
-    trace = frame.head
-    pieces = u64(0)
-    kept = u64(0)
-    while trace != 0:
-        t = cpu.struct(Trace, trace)
-        is_second = (t.straddles != 0) & (t.frame2 == number)
-        low = select(is_second, u64(0), t.start.zext(64))
-        high = select(is_second, t.end.zext(64) & OFFSET, t.end.zext(64))
-        high = select((t.straddles != 0) & ~is_second, u64(PAGE), high)
-        following = select(is_second, t.page_next2, t.page_next)
-        if (t.dead != 0) | ((low < end) & (start < high)):
-            if t.dead == 0:
-                t.dead = 1
-                op = trace + Trace.SIZE
-                last = op + (t.count.zext(64) - 1) * Op.SIZE  # the closing Op leads elsewhere: it stays
-                while op < last:
-                    cpu.struct(Op, op).handler = stale
-                    op = op + Op.SIZE
-        else:
-            pieces = pieces | (u64(-1) << (low >> 6)) & (u64(-1) >> (u64(63) - ((high - 1) >> 6)))
-            if is_second:
-                t.page_next2 = kept
-            else:
-                t.page_next = kept
-            kept = trace
-        trace = following
-    frame.head = kept
-    frame.map = pieces
-
-
+# -- the TLB -----------------------------------------------------------------------------------------------------------
 @native
 def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
     """A page has its first decoded code: writes to it must come here from now on, whatever the TLBs say."""
@@ -179,7 +55,6 @@ def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
         entry = entry + TlbEntry.SIZE
 
 
-# -- the TLB -----------------------------------------------------------------------------------------------------------
 @native
 def flush_tlb(cpu: SoftCpu) -> None:
     """Forget all translations of all privileges, and the jumps that relied on them."""
@@ -234,6 +109,13 @@ def new_generation(cpu: SoftCpu, which: int) -> None:
     s.jump_generations[which] = generation
     if s.jump_cache == s.jump_cache_base + which * JUMP_BYTES:
         s.jump_generation = generation
+
+
+@staged
+def jump_slot(rip: Bits) -> Bits:
+    """Byte offset in the jump cache: 64 entries for each of 64 pages, so that one page can be forgotten."""
+    page = (rip >> 2) & (((1 << (JUMP_BITS - 6)) - 1) << 10)
+    return page | ((rip ^ rip >> 6) & 63) << 4
 
 
 @native

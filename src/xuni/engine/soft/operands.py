@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import OFFSET, probe_write
-from xuni.engine.soft.records import PAGE, Aux, Form
+from xuni.engine.soft.memory import probe_write
+from xuni.engine.soft.records import OFFSET, PAGE, Aux, Form
 from xuni.isa.bits import Bits, const, select, u1, u64, vector
 from xuni.isa.stage import staged, staging, unlikely
 from xuni.isa.x86.exceptions import GuestFault, Vector

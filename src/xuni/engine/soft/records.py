@@ -18,6 +18,7 @@ from typing import Final
 from xuni.isa.struct import Field, Struct
 
 PAGE: Final = 4096
+OFFSET: Final = PAGE - 1  # the bits of an address within its page
 TLB_BITS: Final = 9  # entries of one privilege's TLB: a power of two
 TLB_ENTRIES: Final = 1 << TLB_BITS
 FILL_LOG: Final = 512  # TLB fills that are remembered one by one

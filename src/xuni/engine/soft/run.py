@@ -32,7 +32,7 @@ def execute(cpu: SoftCpu) -> None:
     s = cpu.s
     s.uop = 0
     rip = s.rip
-    entry = cpu.struct(JumpEntry, s.jump_cache + decode.jump_slot(rip))
+    entry = cpu.struct(JumpEntry, s.jump_cache + memory.jump_slot(rip))
     if likely(entry.rip == (rip ^ s.jump_generation)):
         op = entry.op
         s.rip_base = rip - cpu.struct(Op, op).offset.zext(64)
