@@ -81,6 +81,9 @@ def or_physical(cpu: SoftCpu, physical: U64, bits: U64, size: int) -> None:
         done = place.exchange(0, old, old | bits.trunc(8 * size)) == old
 
 
+PATIENCE = 40  # writes beside the decoded code of a page before that code is given up
+
+
 # -- decoded code and writes to it -------------------------------------------------------------------------------------
 @native
 def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
@@ -90,8 +93,18 @@ def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
         first = (physical & OFFSET) >> 6
         last = ((physical + size - 1) & OFFSET) >> 6
         pieces = (u64(-1) << first) & (u64(-1) >> (u64(63) - last))
+        at = frame.place.address()
         if (frame.map & pieces) != 0:
-            kill_traces(cpu, frame.place.address(), physical & OFFSET, (physical & OFFSET) + size)
+            kill_traces(cpu, at, physical & OFFSET, (physical & OFFSET) + size)
+        else:
+            # Code that was here may be long gone, and the page a stack now: after some such writes, forget it all.
+            number = at >> 4 & 63
+            seen = cpu.s.watched[number]
+            count = select(seen >> 8 == at, (seen & 0xFF) + 1, u64(1))
+            if count > PATIENCE:
+                kill_traces(cpu, at, u64(0), u64(PAGE))
+                count = u64(0)
+            cpu.s.watched[number] = at << 8 | count
 
 
 @native

@@ -136,8 +136,9 @@ def _with(encoding: Encoding, **changes: object) -> Encoding:
 
 
 def all_encodings() -> list[Encoding]:
-    """Every encoding of every instruction that has been imported."""
-    return [e for d in DEFINITIONS for text in d.encodings for e in parse(d, text)]
+    """Every encoding of every instruction that has been imported, in an order that does not depend on that of imports."""
+    definitions = sorted(DEFINITIONS, key=lambda d: d.run.__module__)
+    return [e for d in definitions for text in d.encodings for e in parse(d, text)]
 
 
 # The dimensions of a decision, in the order in which they are decided: attribute, and the number of values.

@@ -279,4 +279,5 @@ class State(Struct):
     apic_id = Field(64)
     random_seed = Field(64)
     fpu_host = Array(64, 4)  # host x87 control word and MXCSR while handlers run
-    reserved = Array(64, 39)
+    watched = Array(64, 64)  # of frames with decoded code that are written to: pointer << 8 | count, see note_write
+    reserved = Array(64, 32)
