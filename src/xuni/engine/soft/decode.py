@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.memory import check_canonical, current_access, enter_tlb, forget_writable, jump_slot
+from xuni.engine.soft.memory import check_canonical, current_access, enter_tlb, forget_writable, jump_slot, tlb_at
 from xuni.engine.soft.physical import slot_of
 from xuni.engine.soft.records import (
     FETCH_BYTES,
@@ -19,7 +19,6 @@ from xuni.engine.soft.records import (
     OFFSET,
     OP_SIZE,
     PAGE,
-    TLB_ENTRIES,
     TRACE_LIMIT,
     Aux,
     Effect,
@@ -472,7 +471,7 @@ def next_page(cpu: SoftCpu, linear: Bits) -> Bits:
 def second_page(cpu: SoftCpu, linear: U64) -> U64:
     """Host address of the page behind that of `linear`, as a fetch finds it now."""
     following = next_page(cpu, linear)
-    e = cpu.struct(TlbEntry, cpu.s.tlb + ((following >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    e = cpu.struct(TlbEntry, cpu.s.tlb + tlb_at(following))
     if likely(e.execute == following):
         return e.host
     check_canonical(cpu, following)
@@ -539,7 +538,7 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
         check_canonical(cpu, rip)
     offset = linear & OFFSET
     s.rip_base = rip - offset
-    e = cpu.struct(TlbEntry, s.tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    e = cpu.struct(TlbEntry, s.tlb + tlb_at(linear))
     host_page, frame = e.host, u64(0)
     if unlikely(e.execute != (linear & ~OFFSET)):
         host_page, frame = fetch_page(cpu, linear)
@@ -571,7 +570,7 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
         entry.rip = rip ^ s.jump_generation
         entry.op = op
         if s.cpl != 3:
-            number = ((s.tlb - s.tlb_base) >> 5) + (linear >> 12 & (TLB_ENTRIES - 1))
+            number = (s.tlb - s.tlb_base + tlb_at(linear)) >> 5
             if cpu.at(s.tlb_global).load(number, 8) == 0:
                 s.jump_nonglobal = 1
     return op

@@ -21,8 +21,9 @@ from typing import Any, Final
 
 from xuni.engine.soft.cpu import StagedCpu
 from xuni.engine.soft.endings import Endings
+from xuni.engine.soft.memory import tlb_at
 from xuni.engine.soft.operands import Memory, make
-from xuni.engine.soft.records import OP_SIZE, PAGE, PRODUCERS, TLB_ENTRIES, Effect, Form, Mode, Op, TlbEntry
+from xuni.engine.soft.records import OP_SIZE, PAGE, PRODUCERS, Effect, Form, Mode, Op, TlbEntry
 from xuni.isa.bits import Bits, select, u64
 from xuni.isa.compiler import Stage
 from xuni.isa.llvm import Function
@@ -164,8 +165,7 @@ class HandlerCpu(Endings, StagedCpu):
         """Host pointer for an access of the current privilege; leaves for `tlb_miss_*` if the TLB does not know it."""
         code, llvm = self.stage.code, self.stage.llvm
         lift = llvm.lift
-        at = code.value(f"lshr i64 {lift(address)}, 7")
-        at = code.value(f"and i64 {at}, {(TLB_ENTRIES - 1) << 5}")
+        at = lift(tlb_at(address))
         entry = code.value(f"getelementptr i8, ptr %t, i64 {at}")
         where = TlbEntry.offset_of("write" if write else "read")
         tag_at = code.value(f"getelementptr i8, ptr {entry}, i64 {where}") if where else entry

@@ -42,6 +42,16 @@ JUMP_BYTES = JUMP_ENTRIES * JumpEntry.SIZE
 
 
 # -- the TLB -----------------------------------------------------------------------------------------------------------
+@staged
+def tlb_at(linear: Bits) -> Bits:
+    """Byte offset of the entry for an address in a TLB.
+
+    The page number is XORed with that of its 2 MiB region: an operating system sees the same memory at several addresses that
+    differ in whole regions only (its image and its map of all memory), and would have them share an entry.
+    """
+    return (linear >> 7 ^ linear >> 16) & ((TLB_ENTRIES - 1) << 5)
+
+
 @native
 def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
     """A page has its first decoded code: writes to it must come here from now on, whatever the TLBs say."""
@@ -148,7 +158,7 @@ def flush_tlb_page(cpu: SoftCpu, linear: U64) -> None:
     if unlikely(large):
         flush_tlb(cpu)
         return
-    index = (linear >> 12) & (TLB_ENTRIES - 1)
+    index = tlb_at(linear) >> 5
     other = ((index + 1) & (TLB_ENTRIES - 1)) << 12
     jumps = (linear >> 12) & ((1 << (JUMP_BITS - 6)) - 1)
     before = (jumps - 1) & ((1 << (JUMP_BITS - 6)) - 1)
@@ -214,7 +224,7 @@ def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64
     record = cpu.struct(SlotRecord, slot)
     page = linear & ~OFFSET
     host = record.host + ((physical & ~OFFSET) - record.start)
-    index = (linear >> 12) & (TLB_ENTRIES - 1)
+    index = tlb_at(linear) >> 5
     other = ((index + 1) & (TLB_ENTRIES - 1)) << 12
     e = cpu.struct(TlbEntry, cpu.s.tlb + (index << 5))
     watched = frame_at(cpu, slot, physical).map != 0
@@ -311,7 +321,7 @@ def store_byte(cpu: SoftCpu, physical: U64, value: U64) -> None:
 @staged
 def direct(cpu: SoftCpu, tlb: Bits, linear: Bits, size: int, write: bool) -> Bits:
     """Host address of an access that a TLB allows without further checks, or 0."""
-    e = cpu.struct(TlbEntry, tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    e = cpu.struct(TlbEntry, tlb + tlb_at(linear))
     inside = linear - (e.write if write else e.read)
     return select(inside <= PAGE - size, e.host + inside, u64(0))
 
@@ -430,7 +440,7 @@ def window(cpu: SoftCpu, linear: U64, write: U64) -> tuple[U64, U64]:
     s = cpu.s
     check_canonical(cpu, linear)
     access = current_access(cpu) | select(write != 0, u64(Access.WRITE), u64(0))
-    e = cpu.struct(TlbEntry, s.tlb + ((linear >> 7) & ((TLB_ENTRIES - 1) << 5)))
+    e = cpu.struct(TlbEntry, s.tlb + tlb_at(linear))
     room = u64(PAGE) - (linear & OFFSET)
     page = linear & ~OFFSET
     if select(write != 0, e.write, e.read) == page:
