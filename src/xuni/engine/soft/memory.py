@@ -20,6 +20,7 @@ from xuni.engine.soft.records import (
     JUMP_ENTRIES,
     OFFSET,
     PAGE,
+    TLB_BITS,
     TLB_ENTRIES,
     JumpEntry,
     Mode,
@@ -46,10 +47,10 @@ JUMP_BYTES = JUMP_ENTRIES * JumpEntry.SIZE
 def tlb_at(linear: Bits) -> Bits:
     """Byte offset of the entry for an address in a TLB.
 
-    The page number is XORed with that of its 2 MiB region: an operating system sees the same memory at several addresses that
-    differ in whole regions only (its image and its map of all memory), and would have them share an entry.
+    The low bits of the page number are XORed with those above them: an operating system sees the same memory at several
+    addresses that differ in high bits only (its image and its map of all memory), and would have them share an entry.
     """
-    return (linear >> 7 ^ linear >> 16) & ((TLB_ENTRIES - 1) << 5)
+    return (linear >> 7 ^ linear >> (7 + TLB_BITS)) & ((TLB_ENTRIES - 1) << 5)
 
 
 @native
@@ -445,6 +446,8 @@ def window(cpu: SoftCpu, linear: U64, write: U64) -> tuple[U64, U64]:
     page = linear & ~OFFSET
     if select(write != 0, e.write, e.read) == page:
         return e.host + (linear & OFFSET), room
+    if s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES:
+        return u64(0), u64(0)  # #AC of the first element comes before #PF of the second operand
     physical, rights = walk(cpu, linear, access)
     if ~may_be_direct(cpu):
         return u64(0), u64(0)

@@ -19,7 +19,7 @@ from xuni.isa.struct import Field, Struct
 
 PAGE: Final = 4096
 OFFSET: Final = PAGE - 1  # the bits of an address within its page
-TLB_BITS: Final = 9  # entries of one privilege's TLB: a power of two
+TLB_BITS: Final = 10  # entries of one privilege's TLB: a power of two
 TLB_ENTRIES: Final = 1 << TLB_BITS
 FILL_LOG: Final = 512  # TLB fills that are remembered one by one
 JUMP_BITS: Final = 12  # entries of one privilege's jump cache; 64 pages x 64 places
