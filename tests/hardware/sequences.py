@@ -107,8 +107,8 @@ class SequenceGenerator:
         if case.mode is Mode.PROTECTED_32 and instruction.near_branch_target < 1 << 16:
             return False  # cut to 16 bits: it does not move with the code
         before = sum(len(c.code) for c in chosen)
-        target = instruction.near_branch_target - case.mode.rip
-        return not -before <= target < len(case.code)
+        start = case.mode.rip - before
+        return (instruction.near_branch_target - start) % (1 << 16) >= before + len(case.code)
 
 
 def compare(
