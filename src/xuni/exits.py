@@ -8,7 +8,10 @@ next `run` completes it with the data in the reply. All integers are unsigned; `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
+
+from xuni.isa.x86.cpustate import CpuState, VcpuState
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,26 @@ class Sliced:
     """The deadline passed, or `kick` was called: the machine should look at its timers and queues. Answer: `Resume`."""
 
 
+class DebugCause(Enum):
+    """Why a debugger's stop came."""
+
+    STEP = "step"
+    BREAKPOINT = "breakpoint"
+    WATCHPOINT = "watchpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Debugged:
+    """The host's debugger asked for this stop (`Vcpu.debug`). Answer: `Resume`.
+
+    STEP: one instruction, or one delivery of an event, was completed. BREAKPOINT: the instruction at the linear
+    `address` is next and has not begun; resuming executes it. WATCHPOINT: the last instruction accessed `address`.
+    """
+
+    cause: DebugCause
+    address: int
+
+
 @dataclass(frozen=True, slots=True)
 class Shutdown:
     """The processor shut down: a triple fault. `reason` says which exceptions led there, and at which RIP."""
@@ -105,7 +128,7 @@ class EngineFailure:
 
 Exit = (
     PortIn | PortOut | MmioRead | MmioWrite | MsrRead | MsrWrite | TprRead | TprWrite
-    | InterruptWindow | Halt | Sliced | Shutdown | EngineFailure
+    | InterruptWindow | Halt | Sliced | Debugged | Shutdown | EngineFailure
 )
 
 
@@ -134,6 +157,28 @@ class Inject:
 
 
 Reply = Resume | Data | Refuse | Inject
+
+
+@dataclass(frozen=True, slots=True)
+class Watchpoint:
+    """Stop after an instruction that writes (or, unless `writes_only`, reads) any of `length` bytes at the linear
+    `address`; `length` is 1, 2, 4 or 8 and `address` a multiple of it.
+    """
+
+    address: int
+    length: int
+    writes_only: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DebugControl:
+    """What the host's debugger wants to be told of; the guest sees none of it."""
+
+    step: bool = False
+    breakpoints: frozenset[int] = frozenset()
+    """Linear addresses, without limit in number."""
+    watchpoints: tuple[Watchpoint, ...] = ()
+    """At most four."""
 
 
 class Vcpu(Protocol):
@@ -165,6 +210,28 @@ class Vcpu(Protocol):
 
     def kick(self) -> None:
         """Make a running `run` return `Sliced` soon. Thread- and signal-safe."""
+        ...
+
+    def start(self, at: CpuState) -> None:
+        """Begin with the registers that a boot loader prepared; the rest is as after reset."""
+        ...
+
+    def save(self) -> VcpuState:
+        """Everything that the processor would need to go on elsewhere. Only between two instructions: after `Sliced`,
+        `Debugged` or `Halt`, or before the first `run`.
+        """
+        ...
+
+    def load(self, state: VcpuState) -> None:
+        """Go on from a saved state, of this or of another engine. Raises ValueError if it asks for what is not here."""
+        ...
+
+    def translate(self, linear: int) -> int | None:
+        """The guest-physical address behind a linear one, as a supervisor reads it now, or None. Changes nothing."""
+        ...
+
+    def debug(self, control: DebugControl) -> None:
+        """Replace what the host's debugger wants to be told of. While `run` is not running; ValueError: too much."""
         ...
 
     def now(self) -> int:

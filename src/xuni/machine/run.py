@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, assert_never
 from xuni.bus.timers import NEVER
 from xuni.exits import (
     Data,
+    Debugged,
     EngineFailure,
     Halt,
     Inject,
@@ -24,7 +25,7 @@ from xuni.exits import (
     TprWrite,
 )
 from xuni.machine.processor import RESUME, Processor
-from xuni.machine.stopped import EngineFailed, Halted, Stopped, TripleFault
+from xuni.machine.stopped import DebugStop, EngineFailed, Halted, Stopped, TripleFault
 from xuni.trace import Probe
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                     continue
                 case Sliced():
                     machine.beat()
+                case Debugged(cause, address):
+                    machine.stop(DebugStop(processor.index, cause, address))
                 case Shutdown(reason):
                     machine.stop(TripleFault(reason))
                 case EngineFailure(reason):

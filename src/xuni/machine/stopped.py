@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
 
+from xuni.exits import DebugCause
+
 
 class ExitStatus(IntEnum):
     """Exit statuses that are not the guest's own.
@@ -109,6 +111,29 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
+class DebugStop:
+    """A debugger's stop on one processor; the machine can go on."""
+
+    cpu: int
+    cause: DebugCause
+    address: int
+    exit_status: ClassVar[int] = ExitStatus.INTERRUPTED
+
+    def __str__(self) -> str:
+        return f"{self.cause.value} at {self.address:#x} on processor {self.cpu}"
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Someone who controls the machine from outside wants it to stand still; it can go on."""
+
+    exit_status: ClassVar[int] = ExitStatus.INTERRUPTED
+
+    def __str__(self) -> str:
+        return "paused"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailed:
     """The engine could not go on."""
 
@@ -119,4 +144,6 @@ class EngineFailed:
         return f"the engine failed: {self.reason}"
 
 
-Stopped = PowerOff | Reset | DebugExit | TripleFault | Halted | Timeout | Interrupted | EngineFailed
+Stopped = (
+    PowerOff | Reset | DebugExit | TripleFault | Halted | Timeout | Interrupted | DebugStop | Paused | EngineFailed
+)

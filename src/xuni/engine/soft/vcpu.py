@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from xuni.engine.soft import build
+from xuni.engine.soft import build, saved
 from xuni.engine.soft.records import (
     FILL_LOG,
     HASH_BITS,
@@ -28,6 +28,9 @@ from xuni.engine.soft.records import (
 )
 from xuni.exits import (
     Data,
+    DebugCause,
+    DebugControl,
+    Debugged,
     EngineFailure,
     Exit,
     Halt,
@@ -50,17 +53,16 @@ from xuni.exits import (
 from xuni.isa.struct import PlainPlace
 from xuni.isa.x86 import features as features_table
 from xuni.isa.x86.cpuid import SIGNATURE, build_cpuid_table
-from xuni.isa.x86.cpustate import CpuState, at_reset, real_mode
+from xuni.isa.x86.cpustate import CpuState, VcpuState, at_reset, real_mode
 from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.flags import pack, unpack
 from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Cr0, Cr4, Efer, Eflags, ExitKind, Seg, State
-from xuni.memory.guest import GuestMemory
+from xuni.isa.x86.translation import translate
+from xuni.memory.guest import GuestAddressError, GuestMemory
 
 ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
 MAP_NORESERVE: Final = 0x4000
 QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
-_GENERAL: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-_SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
 
 
 class Region:
@@ -148,7 +150,7 @@ class BaseVcpu:
         self.reset()
         memory.on_write.append(self._memory_written)
         memory.on_remap.append(self._memory_remapped)
-        self._finish: Callable[[Reply], None] = lambda reply: None
+        self._stepping = False
 
     # -- what a back end does ------------------------------------------------------------------------------------------
     def _call(self) -> None:
@@ -289,11 +291,11 @@ class BaseVcpu:
     def start(self, at: CpuState) -> None:
         """Begin with the state that a boot loader prepared."""
         s = self.state
-        for i, name in enumerate(_GENERAL):
+        for i, name in enumerate(saved.GENERAL):
             s.gpr[i] = getattr(at, name)
         s.rip = at.rip
         self.rflags = at.rflags
-        for number, name in enumerate((*_SEGMENTS, "ldtr", "tr")):
+        for number, name in enumerate(saved.SEGMENTS):
             segment = getattr(at, name)
             s.seg_selector[number] = segment.selector
             s.seg_base[number] = segment.base
@@ -307,6 +309,38 @@ class BaseVcpu:
         s.idtr_base, s.idtr_limit = at.idtr.base, at.idtr.limit
         real = not at.cr0 & 1 or at.rflags & int(Eflags.VM)
         s.cpl = 0 if real else int(s.seg_attr[int(Seg.SS)]) >> 5 & 3
+
+    def save(self) -> VcpuState:
+        return saved.save(self)
+
+    def load(self, state: VcpuState) -> None:
+        saved.load(self, state)
+
+    def translate(self, linear: int) -> int | None:
+        s = self.state
+        read = self.memory.read
+        try:
+            return translate(read, int(s.cr0), int(s.cr3), int(s.cr4), int(s.efer), linear)
+        except GuestAddressError:
+            return None  # a table where no memory is
+
+    def debug(self, control: DebugControl) -> None:
+        if control.breakpoints or control.watchpoints:
+            raise ValueError("this engine has no breakpoints yet")
+        self._stepping = control.step
+
+    def forget(self) -> None:
+        """Forget all that was derived from registers: translations, and where jumps lead."""
+        self._flush()
+
+    def bytes_of(self, name: str, offset: int, length: int) -> bytes:
+        """Bytes of a field of the state."""
+        at = self._offset["state"] + State.offset_of(name) + offset
+        return self.region.map[at : at + length]
+
+    def put_bytes(self, name: str, offset: int, data: bytes) -> None:
+        """Write bytes of a field of the state."""
+        self.region.put(self._offset["state"] + State.offset_of(name) + offset, data)
 
     @property
     def rflags(self) -> int:
@@ -332,6 +366,8 @@ class BaseVcpu:
             case Refuse():
                 self._answer(0)
                 self.q[_EXIT_SIZE] = 0xFFFF
+        if self._stepping:
+            self.state.steps = 1
         self._call()
         return self._exit()
 
@@ -371,6 +407,8 @@ class BaseVcpu:
             case ExitKind.HALT:
                 return Halt()
             case ExitKind.SLICED:
+                if self._stepping and int(self.state.steps) == 0:
+                    return Debugged(DebugCause.STEP, int(self.state.rip))
                 return Sliced()
             case ExitKind.SHUTDOWN:
                 return Shutdown(self._why_shutdown())

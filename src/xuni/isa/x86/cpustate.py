@@ -1,12 +1,14 @@
-"""The architectural state with which a CPU starts: what a boot loader decides and any engine can take over.
+"""The architectural state of a CPU as a plain record that every engine takes and gives.
 
-Only what a loader sets is here; everything else (x87, SSE, debug registers, MSRs) has its value after reset or INIT
-(SDM vol. 3A, table 10-1). Addresses, bases and limits are in bytes; limits are expanded, with G already applied.
+`CpuState` is what a boot loader decides; everything else has its value after reset or INIT (SDM vol. 3A, table 10-1).
+`VcpuState` is all there is: a processor stopped on one engine goes on from it on another. Addresses, bases and limits
+are in bytes; limits are expanded, with G already applied.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Final
 
@@ -143,6 +145,38 @@ class CpuState:
     idtr: TableRegister = TABLE_AT_RESET
     tr: Segment = TASK_AT_RESET
     ldtr: Segment = LDT_AT_RESET
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuState:
+    """A processor between two instructions, complete but for its local APIC, which is a chip of the board."""
+
+    registers: CpuState
+    pdptes: tuple[int, int, int, int] | None = None
+    """The page-directory-pointer entries that PAE paging holds in registers; None outside it."""
+    debug: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """DR0-DR3."""
+    dr6: int = 0xFFFF0FF0
+    dr7: int = 0x400
+    xcr0: int = 1
+    fxsave: bytes = b""
+    """x87 and SSE as FXSAVE64 writes them, 512 bytes (SDM vol. 1, section 10.5.1). Empty: the state after reset."""
+    ymm_high: bytes = b""
+    """Bits 255:128 of YMM0-YMM15, 256 bytes. Empty: zeros."""
+    pkru: int = 0
+    msrs: Mapping[int, int] = field(default_factory=dict)
+    """Model-specific registers by index, those that the engine owns (no local APIC's; EFER is in `registers`). The TSC,
+    index 10h, is its value at the moment of saving.
+    """
+    interrupt_shadow: int = 0
+    """0: none, 1: after MOV SS or POP SS, 2: after STI (as KVM_X86_SHADOW_INT_*)."""
+    nmi_pending: bool = False
+    nmi_blocked: bool = False
+    """Until IRET: an NMI's handler runs."""
+    halted: bool = False
+    """In HLT, waiting for an interrupt."""
+    pending_interrupt: int | None = None
+    """An external interrupt's vector that was acknowledged at its controller and is not delivered yet."""
 
 
 def at_reset(processor_signature: int = 0x600) -> CpuState:
