@@ -11,8 +11,7 @@ import time
 from collections.abc import Generator
 
 from xuni.exits import Data, EngineFailure, Exit, Halt, PortIn, PortOut, Reply, Shutdown, Sliced
-from xuni.machine.machine import CpuConfig, Engine
-from xuni.memory.guest import GuestMemory
+from xuni.machine.machine import Engine
 
 Script = Generator[Exit, int, None]
 COM1, COM2, COM3, COM4 = 0x3F8, 0x2F8, 0x3E8, 0x2E8
@@ -142,15 +141,12 @@ class Vcpu:
 
 if __name__ == "__main__":
     script = globals()[sys.argv.pop(1)]
-    from xuni.cli import launch
+    from xuni.cli import engines, launch
     from xuni.cli.main import main
 
-    def engine(made: list[Vcpu], *settings: object) -> Engine:
-        def make(memory: GuestMemory, config: CpuConfig) -> Vcpu:
-            made.append(Vcpu(script()))
-            return made[-1]
-        return make
+    def soft(cpu: object) -> Engine:
+        return lambda memory, config: Vcpu(script())  # type: ignore[return-value]
 
-    launch._engine = engine  # type: ignore[assignment]
+    engines.soft = soft
     launch.load = lambda *_: None  # type: ignore[assignment]
     main()

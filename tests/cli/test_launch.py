@@ -11,14 +11,14 @@ import pytest
 COMPILES = """
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from xuni.cli.launch import _workers_end_with_us
+from xuni.cli.engines import workers_end_with_us
 
 def work(seconds):
     os.write(1, b"%d\\n" % os.getpid())
     time.sleep(seconds)
 
 if __name__ == "__main__":
-    with _workers_end_with_us(), ProcessPoolExecutor(2) as pool:
+    with workers_end_with_us(), ProcessPoolExecutor(2) as pool:
         for future in [pool.submit(work, 600) for _ in range(9)]:
             future.result()
 """

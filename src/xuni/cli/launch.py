@@ -1,4 +1,4 @@
-"""Makes the machine that a plan asks for, runs it, and says how it ended."""
+"""Makes the machine of a description, runs it, and says how it ended."""
 
 from __future__ import annotations
 
@@ -7,39 +7,31 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import FrameType
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Final
 
 from xuni import trace
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
-from xuni.boot import BoardFacts, BootConfig, BootError, Format, load
+from xuni.boot import BootConfig, BootError, Format, load
+from xuni.cli import engines
 from xuni.cli.attend import Attendant, Input, Stuck
-from xuni.cli.failure import EngineError, Refusal
-from xuni.cli.plan import End, Plan
-from xuni.cli.units import CpuChoice
+from xuni.cli.description import Description
+from xuni.cli.failure import Refusal
+from xuni.cli.plan import End, Plan, SerialEnd
 from xuni.devices.apic.state import LocalApicConfig
-from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
-from xuni.devices.uart import COM_PORTS
 from xuni.guest import session
-from xuni.host.progress import Progress
-from xuni.isa.x86.features import choose
-from xuni.machine.machine import CpuConfig, Engine
-from xuni.machine.pc import Pc, PcConfig
+from xuni.isa.x86.cpustate import CpuState
+from xuni.machine.pc import Pc
 from xuni.machine.stopped import DebugExit, PowerOff, Reset, Stopped
 from xuni.memory.guest import GuestMemory
 
-if TYPE_CHECKING:
-    from xuni.engine.soft.vcpu import SoftVcpu
-
 STDOUT: Final = 1
 STDERR: Final = 2
-CONSOLE, DATA, ERRORS, CONTROL = range(4)  # the serial ports, as `xuni.guest.session` numbers them
 TAIL_LINES: Final = 40
 SEED_SIZE: Final = 32
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
-PHYSICAL_BITS: Final = 40
 NO_STATUS: Final = 121
 """The guest ended by itself before the command in it did."""
 
@@ -48,18 +40,17 @@ NO_STATUS: Final = 121
 class Ends:
     """The host's ends of the serial lines, and what came in over them."""
 
-    console: Sink
-    tail: Tail | None
+    outputs: tuple[Sink, ...] = ()
+    """What takes the output of each line."""
+    tail: Tail | None = None
     on_input: Callable[[], None] = lambda: None
     stdout: Descriptor = field(default_factory=lambda: Descriptor(STDOUT))
     stderr: Descriptor = field(default_factory=lambda: Descriptor(STDERR))
     status: int | None = None
     _control: session.Control = field(default_factory=session.Control)
 
-    def outputs(self) -> tuple[Sink, ...]:
-        return self.console, self.stdout, self.stderr, self._receive
-
-    def _receive(self, data: bytes) -> None:
+    def control(self, data: bytes) -> None:
+        """What the guest's init says."""
         for event in self._control.receive(data):
             match event:
                 case session.Input():
@@ -68,31 +59,66 @@ class Ends:
                     self.status = status
 
 
-def launch(plan: Plan, *, memory: int, cpus: int, timeout: float | None, cpu: CpuChoice | None = None) -> int:
-    """Boot and run until the guest ends, or the user ends it. Returns the exit status."""
+def launch(what: Description) -> int:
+    """Boot and run until the guest ends, or the user ends it. Returns the exit status.
+
+    Raises `Refusal` if there can be no such machine; nothing has run then.
+    """
+    if what.gdb or what.qmp or what.paused:
+        raise Refusal("this version has neither a gdb stub nor a QMP monitor; leave the option out")
+    plan = what.plan
     with _ends(plan) as ends:
         try:
-            guest_memory = GuestMemory(memory)
+            guest_memory = GuestMemory(what.memory)
         except (ValueError, OSError) as error:
-            raise Refusal(f"--memory: {memory >> 20} MiB of guest memory cannot be had: {error}") from error
+            raise Refusal(f"{what.memory >> 20} MiB of guest memory cannot be had: {error}; ask for less") from error
         with guest_memory:
-            machine = _machine(plan, guest_memory, cpus, cpu or CpuChoice(), ends)
-            console = machine.consoles[DATA if plan.input is Input.FRAMES else CONSOLE]
+            machine = make(what, guest_memory, ends.outputs)
 
             def feed(data: bytes) -> None:
                 with machine.bus.lock:
-                    console.feed(data)
+                    machine.consoles[plan.input_line].feed(data)
 
-            attendant = Attendant(machine, plan.input, feed, backlog=lambda: len(console.queue))
+            def backlog() -> int:
+                return len(machine.consoles[plan.input_line].queue)
+
+            attendant = Attendant(machine, plan.input, feed, backlog)
             machine.expects_input = plan.input is not Input.NONE
             ends.on_input = attendant.want_input
             ends.stdout.on_failure = attendant.stop
             try:
-                stopped = attendant.run(timeout)
+                stopped = attendant.run(what.timeout)
             except Stuck:
                 print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
                 os._exit(128 + (attendant.signal or signal.SIGINT))
             return _conclude(stopped, attendant, ends, plan)
+
+
+def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> Pc:
+    """The machine, with the guest in its memory, before its first instruction. `outputs` take the serial lines' bytes."""
+    plan, cpu = what.plan, what.cpu
+    apic = LocalApicConfig(
+        x2apic="x2apic" in cpu.features, tsc_deadline="tsc_deadline_timer" in cpu.features,
+        physical_address_bits=cpu.physical_bits,
+    )  # fmt: skip
+    config = replace(what.board, cpus=what.cpus, local_apic=apic)
+    boot = BootConfig(plan.kernel, plan.initrd, plan.append, plan.format, rng_seed=os.urandom(SEED_SIZE))
+    try:
+        # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
+        state = load(memory, boot, config.facts())
+        machine = Pc(memory, engines.engine(what.engine, cpu), config, outputs)
+    except (BootError, ValueError) as error:
+        raise Refusal(str(error)) from error
+
+    def start(state: CpuState) -> None:
+        if plan.format is Format.MULTIBOOT:
+            machine.legacy_firmware_state()  # such kernels may go back to real mode, and find it as a boot loader did
+        machine.vcpus[0].start(state)
+
+    start(state)
+    if what.reboot:
+        machine.reboot = lambda: start(load(memory, boot, config.facts()))
+    return machine
 
 
 @contextmanager
@@ -110,113 +136,40 @@ def tracing(patterns: Sequence[str]) -> Iterator[None]:
         raise Refusal(f"--trace: {error}") from error
 
 
-def _machine(plan: Plan, memory: GuestMemory, cpus: int, cpu: CpuChoice, ends: Ends) -> Pc:
-    own = plan.session is None
-    try:
-        features = choose(cpu.plus, cpu.minus)
-    except ValueError as error:
-        raise Refusal(f"--cpu: {error}") from error
-    bits = PHYSICAL_BITS if cpu.physical_bits is None else cpu.physical_bits
-    if not 36 <= bits <= 52:
-        raise Refusal(f"--cpu: phys-bits={bits}: a physical address has 36 to 52 bits")
-    config = PcConfig(
-        cpus=cpus,
-        serial=COM_PORTS,
-        local_apic=LocalApicConfig(
-            x2apic="x2apic" in features, tsc_deadline="tsc_deadline_timer" in features, physical_address_bits=bits
-        ),
-        debug_exit=DebugExitConfig() if own else None,
-        test_device=TestDeviceConfig() if plan.format is Format.MULTIBOOT else None,
-    )
-    boot = BootConfig(plan.kernel, plan.initrd, plan.append, plan.format, rng_seed=os.urandom(SEED_SIZE))
-    cpus_made: list[SoftVcpu] = []
-    try:
-        # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
-        state = load(memory, boot, BoardFacts(cpus=cpus, serial=COM_PORTS))
-        machine = Pc(memory, _engine(cpus_made, features, bits), config, ends.outputs())
-        if plan.format is Format.MULTIBOOT:
-            machine.legacy_firmware_state()  # such kernels may go back to real mode, and find it as a boot loader did
-    except (BootError, ValueError) as error:
-        raise Refusal(str(error)) from error
-    cpus_made[0].start(state)
-    return machine
-
-
-def _engine(made: list[SoftVcpu], features: frozenset[str], physical_bits: int) -> Engine:
-    """Makes virtual CPUs of xuni's own engine, and keeps them in `made` as what they are. Compiles it if need be."""
-    from xuni.engine.soft.build import BuildError
-    from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu, code
-
-    try:
-        with _workers_end_with_us(), Progress("compiling xuni's engine, once") as progress:
-            compiled = code(lambda done, total: progress(done / total))
-    except BuildError as error:
-        raise EngineError(str(error)) from error
-    base = time.monotonic_ns()
-
-    def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
-        kind = SoftConfig(features, apic_id=config.index, cpus=config.count, physical_bits=physical_bits)
-        made.append(SoftVcpu(memory, kind, clock_base=base, compiled=compiled))
-        return made[-1]
-
-    return make
-
-
-@contextmanager
-def _workers_end_with_us() -> Iterator[None]:
-    """Processes that compile for us end when we are told to end, and quietly.
-
-    We end at once then, without unwinding: a pool whose workers are gone may wait for them forever, and there is
-    nothing to put back yet, neither a terminal nor a file.
-    """
-    us = os.getpid()
-
-    def on_signal(number: int, at: FrameType | None) -> None:
-        if os.getpid() == us:
-            from multiprocessing import active_children  # here: a start that compiles nothing has not imported it
-
-            for worker in active_children():
-                worker.kill()
-            os.write(STDERR, b"\nxuni: interrupted\n")
-        os._exit(128 + number)  # in a worker too: it was forked with this handler
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def _ends(plan: Plan) -> Iterator[Ends]:
-    tail = None
-    console: Sink
-    match plan.console:
-        case End.STDOUT:
-            ends = Ends(nowhere, None)
-            ends.console = ends.stdout
-            yield ends
-            return
-        case End.STDERR:
-            console = Descriptor(STDERR)
+    """Open what the serial lines end in; files are closed again, and what could not be written is said."""
+    ends = Ends()
+    with ExitStack() as open_files:
+        ends.outputs = tuple(_sink(serial, ends, open_files) for serial in plan.serial)
+        yield ends
+
+
+def _sink(serial: SerialEnd, ends: Ends, open_files: ExitStack) -> Sink:
+    match serial.end:
+        case End.STDOUT: return ends.stdout
+        case End.STDERR: return ends.stderr
+        case End.NOWHERE: return nowhere
+        case End.CONTROL: return ends.control
         case End.HIDDEN:
-            console = tail = Tail()
-        case End.NOWHERE:
-            console = nowhere
+            ends.tail = Tail()
+            return ends.tail
         case End.FILE:
-            assert plan.file is not None
-            try:
-                file = open(plan.file, "wb", buffering=0)
-            except OSError as error:
-                raise Refusal(f"--serial file:{plan.file}: {error.strerror}; name a file to write to") from error
-            with file:
-                sink = Descriptor(file.fileno())
-                yield Ends(sink, None)
-                if sink.failure:
-                    print(f"xuni: {plan.file}: {sink.failure.strerror}; the rest was lost", file=sys.stderr)
-            return
-    yield Ends(console, tail)
+            assert serial.file is not None
+            return open_files.enter_context(_file(serial.file))
+
+
+@contextmanager
+def _file(path: Path) -> Iterator[Descriptor]:
+    try:
+        file: IO[bytes] = open(path, "wb", buffering=0)
+    except OSError as error:
+        raise Refusal(f"--serial file:{path}: {error.strerror}; name a file to write to") from error
+    with file:
+        sink = Descriptor(file.fileno())
+        yield sink
+        if sink.failure:
+            print(f"xuni: {path}: {sink.failure.strerror}; the rest was lost", file=sys.stderr)
 
 
 def _conclude(stopped: Stopped, attendant: Attendant, ends: Ends, plan: Plan) -> int:

@@ -19,42 +19,58 @@ SHELL = ("sh",)
 
 
 class End(Enum):
-    """Where the first serial line, the guest's console, ends."""
+    """Where a serial line ends. The first line is the guest's console."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
     HIDDEN = "hidden"  # remembered, and shown if the guest ends badly
     FILE = "file"
     NOWHERE = "null"
+    CONTROL = "control"  # ours: the guest's init speaks to us, see `xuni.guest.session`
+
+
+@dataclass(frozen=True, slots=True)
+class SerialEnd:
+    """The host's end of one serial line."""
+
+    end: End
+    file: Path | None = None
+
+
+SESSION_LINES = (SerialEnd(End.STDOUT), SerialEnd(End.STDERR), SerialEnd(End.CONTROL))
+"""Behind the console: data, errors, control, as `xuni.guest.session` numbers them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to boot, and how its console and standard input are wired."""
+    """What to boot, and how its serial lines and standard input are wired."""
 
     kernel: Path
     initrd: tuple[Source | Module, ...]
     append: str
-    console: End
+    serial: tuple[SerialEnd, ...]
     input: Input
+    input_line: int = 0
+    """The serial line that standard input goes to."""
     format: Format = Format.AUTO
-    file: Path | None = None
     session: Session | None = None
 
 
 def own_kernel(kernel: Path, initrd: tuple[Path, ...], append: str, serial: Serial | None) -> Plan:
     """A Linux kernel that the user brings; its console is on our terminal unless told otherwise."""
-    end = _end(serial, End.STDOUT)
-    return Plan(kernel, initrd, append, end, _input(end), file=_file(serial))
+    console = _console(serial, End.STDOUT)
+    return Plan(kernel, initrd, append, (console, *SESSION_LINES), input_for(console))
 
 
 def multiboot(kernel: Path, modules: tuple[Path, ...], append: str, serial: Serial | None) -> Plan:
     """A multiboot kernel that the user brings. A module may have arguments behind its path: `FILE ARGUMENTS`."""
-    end = _end(serial, End.STDOUT)
-    return Plan(kernel, tuple(map(_module, modules)), append, end, _input(end), Format.MULTIBOOT, _file(serial))
+    console = _console(serial, End.STDOUT)
+    return Plan(kernel, tuple(map(module, modules)), append, (console, *SESSION_LINES), input_for(console),
+                format=Format.MULTIBOOT)
 
 
-def _module(words: Path) -> Module:
+def module(words: Path) -> Module:
+    """A multiboot module from `FILE` or `FILE ARGUMENTS`."""
     path, _, arguments = str(words).partition(" ")
     return Module(words) if words.exists() else Module(Path(path), arguments)
 
@@ -77,13 +93,14 @@ def named(name: str, command: tuple[str, ...], append: str | None, serial: Seria
             session = Shell(os.environ.get("TERM", "linux"), terminal.size())
         else:
             end, session = End.STDERR, Command(words(SHELL), stdin=has_input())
-    end = _end(serial, end)
-    if end is End.STDOUT and isinstance(session, Command):
-        end = End.STDERR  # standard output is the command's
-    how = Input.FRAMES if isinstance(session, Command) and session.stdin else _input(end)
+    console = _console(serial, end)
+    if console.end is End.STDOUT and isinstance(session, Command):
+        console = SerialEnd(End.STDERR)  # standard output is the command's
+    frames = isinstance(session, Command) and session.stdin
+    how = Input.FRAMES if frames else input_for(console)
     line = " ".join(filter(None, (guest.append, "quiet" if quiet else "", append)))
     initrd = tuple(part for part in (guest.initrd, session and session.archive()) if part)
-    return Plan(guest.kernel, initrd, line, end, how, file=_file(serial), session=session)
+    return Plan(guest.kernel, initrd, line, (console, *SESSION_LINES), how, int(frames), session=session)
 
 
 def has_input() -> bool:
@@ -94,20 +111,16 @@ def has_input() -> bool:
         return False
 
 
-def _end(serial: Serial | None, default: End) -> End:
+def _console(serial: Serial | None, default: End) -> SerialEnd:
     match serial and serial.kind:
-        case "stdio": return End.STDOUT
-        case "file": return End.FILE
-        case "null": return End.NOWHERE
-        case _: return default
+        case "stdio": return SerialEnd(End.STDOUT)
+        case "file": return SerialEnd(End.FILE, serial.path if serial else None)
+        case "null": return SerialEnd(End.NOWHERE)
+        case _: return SerialEnd(default)
 
 
-def _file(serial: Serial | None) -> Path | None:
-    return serial.path if serial else None
-
-
-def _input(end: End) -> Input:
+def input_for(console: SerialEnd) -> Input:
     """How standard input reaches the console, if it ends where the user sees it."""
-    if end is not End.STDOUT or not has_input():
+    if console.end is not End.STDOUT or not has_input():
         return Input.NONE
     return Input.KEYS if terminal.is_interactive(STDIN) else Input.STREAM

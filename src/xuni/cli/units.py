@@ -9,6 +9,10 @@ from typing import Any
 
 import click
 
+from xuni.isa.x86 import models
+from xuni.isa.x86.features import choose
+from xuni.isa.x86.models import CpuModel
+
 SIZE = re.compile(r"(\d{1,18})([kmgt]?)(i?b)?\Z", re.IGNORECASE | re.ASCII)
 SHIFT = {"": 20, "k": 10, "m": 20, "g": 30, "t": 40}
 
@@ -69,25 +73,16 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
-@dataclass(frozen=True, slots=True)
-class CpuChoice:
-    """How the guest's processor differs from the usual one: features more and fewer, bits of a physical address."""
-
-    plus: tuple[str, ...] = ()
-    minus: tuple[str, ...] = ()
-    physical_bits: int | None = None
-
-
-class CpuType(click.ParamType[CpuChoice]):
-    """+NAME and -NAME of CPU features, phys-bits=N, with commas between them."""
+class CpuType(click.ParamType[CpuModel]):
+    """A processor: +NAME and -NAME of CPU features, phys-bits=N, with commas between them."""
 
     name = "cpu"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CpuChoice:
-        if isinstance(value, CpuChoice):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CpuModel:
+        if isinstance(value, CpuModel):
             return value
         signs: dict[str, list[str]] = {"+": [], "-": []}
-        bits = None
+        bits = models.PHYSICAL_BITS
         for word in str(value).split(","):
             if word[:1] in signs and word[1:]:
                 signs[word[0]].append(word[1:])
@@ -95,4 +90,9 @@ class CpuType(click.ParamType[CpuChoice]):
                 bits = int(found[1])
             else:
                 self.fail(f"{word!r} says nothing of a CPU; write +la57, -pcid or phys-bits=40", param, ctx)
-        return CpuChoice(tuple(signs["+"]), tuple(signs["-"]), bits)
+        if not 36 <= bits <= 52:
+            self.fail(f"phys-bits={bits}: a physical address has 36 to 52 bits", param, ctx)
+        try:
+            return CpuModel(features=choose(signs["+"], signs["-"]), physical_bits=bits)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)

@@ -7,7 +7,9 @@ from pathlib import Path
 import click
 
 from xuni.cli.failure import Refusal
-from xuni.cli.units import CpuChoice, CpuType, Seconds, Serial, SerialType, Size
+from xuni.cli.units import CpuType, Seconds, Serial, SerialType, Size
+from xuni.isa.x86 import models
+from xuni.isa.x86.models import CpuModel
 
 DEFAULT_MEMORY = "512M"
 FILE = click.Path(path_type=Path)
@@ -42,7 +44,7 @@ def vm() -> None:
 @click.option("--append", metavar="ARGS", help="The kernel's command line; added to a named guest's own.")
 @click.option("--memory", type=Size(), default=DEFAULT_MEMORY, show_default=True, help="Guest memory: 512M, 2G.")
 @click.option("--cpus", type=click.IntRange(1, 255), default=1, show_default=True, help="Virtual CPUs.")
-@click.option("--cpu", type=CpuType(), default=CpuChoice(), metavar="+NAME,-NAME",
+@click.option("--cpu", type=CpuType(), default=models.MAX, metavar="+NAME,-NAME",
               help="Features that the CPU has besides (+la57, +amd) or lacks (-pcid); phys-bits=N.")
 @click.option("--serial", type=SerialType(), metavar="stdio|file:PATH|null",
               help="Where the first serial port ends; stdio unless a command's output takes it.")
@@ -54,7 +56,7 @@ def vm() -> None:
               help="Write the events of these probes to stderr: 'vcpu_*', '*'.")
 @click.pass_context
 def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: Path | None, initrd: tuple[Path, ...],
-        append: str | None, memory: int, cpus: int, cpu: CpuChoice, serial: Serial | None, timeout: float | None,
+        append: str | None, memory: int, cpus: int, cpu: CpuModel, serial: Serial | None, timeout: float | None,
         engine: str, verbose: bool, trace: tuple[str, ...]) -> None:
     """Boot a guest by name (debian if none is given; see `xuni guest ls`), or a kernel of your own.
 
@@ -74,14 +76,16 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
       xuni vm run memtest86+ --serial file:memtest.log --timeout 600
     """
     from xuni.cli import launch, plan
+    from xuni.cli.description import Description
+    from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
+    from xuni.devices.uart import COM_PORTS
+    from xuni.machine.pc import PcConfig
 
     command: tuple[str, ...] = ctx.meta.get("command", ())
     sources = {"a guest's name": guest, "--kernel": kernel, "--multiboot": multiboot}
     given = [name for name, value in sources.items() if value]
     if len(given) > 1:
         raise Refusal(f"{' and '.join(given)} exclude each other: what shall be booted?")
-    if engine == "kvm":
-        raise Refusal("this version has no KVM engine; use --engine soft or leave the option out")
     if command and (kernel or multiboot):
         raise Refusal("only guests whose init is xuni's take a command: xuni vm run debian -- COMMAND")
     if kernel:
@@ -92,6 +96,11 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
         raise Refusal("a named guest has its own initrd; --initrd goes with --kernel or --multiboot")
     else:
         chosen = plan.named(guest or "debian", command, append, serial, verbose)
+    board = PcConfig(
+        serial=COM_PORTS,
+        debug_exit=DebugExitConfig() if kernel or multiboot else None,
+        test_device=TestDeviceConfig() if multiboot else None,
+    )
     with launch.tracing(trace):
-        status = launch.launch(chosen, memory=memory, cpus=cpus, cpu=cpu, timeout=timeout)
+        status = launch.launch(Description(chosen, memory, cpus, cpu, board, engine, timeout))
     ctx.exit(status)

@@ -1,0 +1,76 @@
+"""From an engine's name to what makes its virtual CPUs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Final
+
+from xuni.cli.failure import EngineError, Refusal
+from xuni.host.progress import Progress
+from xuni.isa.x86.models import CpuModel
+from xuni.machine.machine import CpuConfig, Engine
+from xuni.memory.guest import GuestMemory
+
+if TYPE_CHECKING:
+    from xuni.engine.soft.vcpu import SoftVcpu
+
+STDERR: Final = 2
+
+
+def engine(name: str, cpu: CpuModel) -> Engine:
+    """What makes processors of this kind: `name` is auto, soft or kvm. Raises `Refusal` if that cannot be had here."""
+    match name:
+        case "kvm":
+            raise Refusal("this version has no KVM engine; use --engine soft or leave the option out")
+        case _:
+            return soft(cpu)
+
+
+def soft(cpu: CpuModel) -> Engine:
+    """xuni's own engine, compiled now if need be."""
+    from xuni.engine.soft.build import BuildError
+    from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu, code
+
+    try:
+        with workers_end_with_us(), Progress("compiling xuni's engine, once") as progress:
+            compiled = code(lambda done, total: progress(done / total))
+    except BuildError as error:
+        raise EngineError(str(error)) from error
+    base = time.monotonic_ns()
+
+    def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
+        kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits)
+        return SoftVcpu(memory, kind, clock_base=base, compiled=compiled)
+
+    return make
+
+
+@contextmanager
+def workers_end_with_us() -> Iterator[None]:
+    """Processes that compile for us end when we are told to end, and quietly.
+
+    We end at once then, without unwinding: a pool whose workers are gone may wait for them forever, and there is
+    nothing to put back yet, neither a terminal nor a file.
+    """
+    us = os.getpid()
+
+    def on_signal(number: int, at: FrameType | None) -> None:
+        if os.getpid() == us:
+            from multiprocessing import active_children  # here: a start that compiles nothing has not imported it
+
+            for worker in active_children():
+                worker.kill()
+            os.write(STDERR, b"\nxuni: interrupted\n")
+        os._exit(128 + number)  # in a worker too: it was forked with this handler
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
