@@ -237,3 +237,9 @@ class Vcpu(Protocol):
     def now(self) -> int:
         """The guest clock in nanoseconds since the machine was made; the TSC ticks once per nanosecond."""
         ...
+
+    def set_now(self, nanoseconds: int) -> None:
+        """Set the guest clock, and with it the TSC: time does not pass for a guest that is paused. While `run` is not
+        running.
+        """
+        ...

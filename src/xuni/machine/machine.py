@@ -13,7 +13,7 @@ from xuni.bus.timers import NEVER
 from xuni.exits import Vcpu
 from xuni.machine.processor import RESUME, Processor
 from xuni.machine.run import run
-from xuni.machine.stopped import Interrupted, Reset, Stopped, Timeout
+from xuni.machine.stopped import STANDSTILL, Interrupted, Reset, Stopped, Timeout
 
 if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
@@ -68,6 +68,8 @@ class Machine:
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
         """How a halted processor sleeps, for clocks that are not the host's: a condition, and seconds or None."""
         self._timeout = self.bus.timers.timer(self._time_out)
+        self.on_restart: list[Callable[[], None]] = []
+        """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self._timeout_seconds = 0.0
         self._next_beat = 0
         self._failure: BaseException | None = None
@@ -94,28 +96,29 @@ class Machine:
     def run(self, timeout: float | None = None) -> Stopped:
         """Run until the guest or `stop` ends it; `timeout` is in seconds of the guest clock.
 
-        After `Timeout` or `Interrupted` another `run` continues.
+        After `Timeout`, `Interrupted`, `Paused` or `DebugStop` another `run` continues. A `stop` that came while
+        nothing ran ends it at once.
         """
-        with self.bus.lock:
-            self.stopped = None
-            if timeout is not None:
+        if timeout is not None:
+            with self.bus.lock:
                 self._timeout_seconds = timeout
                 self._timeout.set(self.bus.timers.now() + int(timeout * SECOND))
         while True:
             stopped = self._run_processors()
             if not isinstance(stopped, Reset) or self.reboot is None:
                 break
-            self.reset()
-            self.stopped = None
-            self.reboot()
+            self.restart()
         with self.bus.lock:
             self._timeout.cancel()
         return stopped
 
     def stop(self, reason: Stopped) -> None:
-        """End `run` soon, with this reason unless there is one already. May be called from any thread or a signal."""
+        """End `run` soon. May be called from any thread or a signal.
+
+        The first reason wins, but that a standstill was wanted does not hide that the machine ended on the way there.
+        """
         with self.bus.lock:
-            if self.stopped is None:
+            if self.stopped is None or isinstance(self.stopped, STANDSTILL) and not isinstance(reason, STANDSTILL):
                 self.stopped = reason
             for processor in self.processors:
                 processor.vcpu.kick()
@@ -139,6 +142,22 @@ class Machine:
     def request_reset(self) -> None:
         """A chip's reset output: stops the processors; `run` then reboots or returns `Reset`."""
         self.stop(Reset())
+    def restart(self) -> None:
+        """Reset and load the guest again, where `reboot` knows how. While nothing runs."""
+        assert self.reboot is not None
+        self.reset()
+        self.reboot()
+        for notify in self.on_restart:
+            notify()
+
+    def press_power_button(self) -> None:
+        """Tell the guest that its user wants it off. A board without such a button does nothing."""
+
+    def set_clock(self, nanoseconds: int) -> None:
+        """Let the guest clock go on from this time. While nothing runs."""
+        for vcpu in self.vcpus:
+            vcpu.set_now(nanoseconds)
+
 
     # -- for the loop ------------------------------------------------------------------------------------------------
 
@@ -182,7 +201,7 @@ class Machine:
         for thread in threads:
             thread.start()
         try:
-            return run(self.processors[0], self)
+            run(self.processors[0], self)
         finally:
             if self.stopped is None:  # an exception of ours is on its way up
                 self.stop(Interrupted())
@@ -195,6 +214,10 @@ class Machine:
 
     def _run_in_thread(self, processor: Processor) -> None:
         try:
+        with self.bus.lock:  # taken, so that a stop from now on is for the next run
+            stopped, self.stopped = self.stopped, None
+        assert stopped is not None
+        return stopped
             run(processor, self)
         except BaseException as failure:
             self._failure = failure

@@ -184,6 +184,11 @@ class Pc(Machine):
 
     # -- wiring ------------------------------------------------------------------------------------------------------
 
+    def press_power_button(self) -> None:
+        """As the button on the case does: an ACPI event."""
+        with self.bus.lock:
+            self.acpi.press_power_button()
+
     def _local_apic(self, index: int) -> LocalApic:
         processor = self.processors[index]
         # The time-stamp counter ticks once per nanosecond of the guest clock.

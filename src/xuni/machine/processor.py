@@ -5,7 +5,7 @@ from __future__ import annotations
 from threading import Condition, RLock
 
 from xuni.devices.apic.local import LocalApic
-from xuni.exits import Reply, Resume, Vcpu
+from xuni.exits import Debugged, Reply, Resume, Vcpu
 
 RESUME = Resume()
 
@@ -29,14 +29,27 @@ class Processor:
         """An NMI, INIT or start-up IPI arrived since the last halt."""
         self.halted_with_interrupt = False
         """It halted although INTR was up, and has done nothing else since."""
+        self.held = False
+        """A debugger holds it: it executes nothing while the others run."""
+        self.masked = False
+        """A debugger steps it: external interrupts wait until the step is done."""
+        self.debugged: Debugged | None = None
+        """The debugger's stop that ended its last run."""
+        self.thread_id = 0
+        """The host's number of the thread that runs it, or ran it last."""
         self.wake = Condition(lock)
 
     def set_interrupt(self, level: bool) -> None:
         """Drive INTR."""
         self.interrupt = level
-        self.vcpu.set_interrupt(level)
+        self.vcpu.set_interrupt(level and not self.masked)
         if level:
             self.notify()
+
+    def mask(self, masked: bool) -> None:
+        """Keep INTR from the virtual CPU, or let it through again."""
+        self.masked = masked
+        self.vcpu.set_interrupt(self.interrupt and not masked)
 
     def nmi(self) -> None:
         """Pulse NMI."""

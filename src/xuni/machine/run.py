@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from threading import get_native_id
+from typing import TYPE_CHECKING, Final, assert_never
 
 from xuni.bus.timers import NEVER
 from xuni.exits import (
     Data,
     Debugged,
     EngineFailure,
+    Exit,
     Halt,
     Inject,
     InterruptWindow,
@@ -25,7 +27,7 @@ from xuni.exits import (
     TprWrite,
 )
 from xuni.machine.processor import RESUME, Processor
-from xuni.machine.stopped import DebugStop, EngineFailed, Halted, Stopped, TripleFault
+from xuni.machine.stopped import STANDSTILL, DebugStop, EngineFailed, Halted, Stopped, TripleFault
 from xuni.trace import Probe
 
 if TYPE_CHECKING:
@@ -36,20 +38,31 @@ vcpu_reply = Probe("vcpu_reply", "cpu", "reply")
 
 PAGE_OFFSET, PAGE_BASE = 0xFFF, ~0xFFF
 
+BETWEEN: Final = (Sliced, Halt, Debugged)
+"""The exits after which a processor stands between two instructions."""
 
 def run(processor: Processor, machine: Machine) -> Stopped:
     """Run one processor until the machine stops; `processor.reply` then holds what it must be told to go on.
 
-    The bus lock is held while an exit is served, never while the guest runs.
+    The bus lock is held while an exit is served, never while the guest runs. Where the machine shall stand still, an
+    instruction that waits for a device is finished first.
     """
     vcpu, apic, bus = processor.vcpu, processor.apic, machine.bus
     ports, mmio, timers, lock, now = bus.ports, bus.mmio, bus.timers, bus.lock, bus.timers.now
     while True:
+    processor.thread_id = get_native_id()
+    event: Exit | None = None
         if apic.state.waiting_for_sipi:
             with lock:
                 sleep(processor, machine)
         if machine.stopped is not None:
-            return machine.stopped
+        if processor.held:
+            with lock:
+                stand_still(processor, machine)
+            at_rest = isinstance(event, BETWEEN) or processor.held or apic.state.waiting_for_sipi
+            if at_rest or not isinstance(machine.stopped, STANDSTILL):
+                return machine.stopped
+            vcpu.kick()  # finish what is begun, and no more
         event = vcpu.run(processor.reply)
         if vcpu_exit.on:
             vcpu_exit(processor.index, event)
@@ -85,11 +98,14 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                     halt(processor, machine)
                     continue
                 case Sliced():
+                    if processor.masked:
+                        processor.mask(False)  # a step into a halt lasts until the interrupt
                     machine.beat()
                 case Debugged(cause, address):
                     machine.stop(DebugStop(processor.index, cause, address))
                 case Shutdown(reason):
                     machine.stop(TripleFault(reason))
+                    processor.debugged = event
                 case EngineFailure(reason):
                     machine.stop(EngineFailed(reason))
                 case unexpected:
@@ -103,6 +119,16 @@ def run(processor: Processor, machine: Machine) -> Stopped:
 
 def halt(processor: Processor, machine: Machine) -> None:
     """HLT: sleep until there is a reason to go on.
+
+def stand_still(processor: Processor, machine: Machine) -> None:
+    """Execute nothing until the machine stops; the first processor runs the timers all the same."""
+    timers = machine.bus.timers
+    while machine.stopped is None:
+        if timers.deadline <= timers.now():
+            timers.run_due()
+        else:
+            machine.wait(processor)
+
 
     A processor that halts again and again with INTR up has its interrupts disabled: only a signal can wake it then.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from xuni.exits import DebugCause
 
@@ -134,6 +134,16 @@ class Paused:
 
 
 @dataclass(frozen=True, slots=True)
+class Quit:
+    """Someone who controls the machine from outside ended it."""
+
+    exit_status: ClassVar[int] = ExitStatus.POWER_OFF
+
+    def __str__(self) -> str:
+        return "ended from outside"
+
+
+@dataclass(frozen=True, slots=True)
 class EngineFailed:
     """The engine could not go on."""
 
@@ -145,5 +155,8 @@ class EngineFailed:
 
 
 Stopped = (
-    PowerOff | Reset | DebugExit | TripleFault | Halted | Timeout | Interrupted | DebugStop | Paused | EngineFailed
+    PowerOff | Reset | DebugExit | TripleFault | Halted | Timeout | Interrupted | DebugStop | Paused | Quit | EngineFailed
 )
+
+STANDSTILL: Final = (DebugStop, Paused)
+"""The stops after which every processor stands between two instructions, so that it can be looked at and changed."""
