@@ -76,6 +76,17 @@ class TprWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class Hypercall:
+    """The guest's kernel asks its hypervisor (VMCALL, VMMCALL) for `call`, with four arguments of `size` bytes: 8 from
+    64-bit code, else 4. Answer: `Data`, what RAX gets.
+    """
+
+    call: int
+    arguments: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class InterruptWindow:
     """The interrupt pin is up and the guest can take an interrupt now. Answer: `Inject`, or `Resume` for none."""
 
@@ -127,7 +138,7 @@ class EngineFailure:
 
 
 Exit = (
-    PortIn | PortOut | MmioRead | MmioWrite | MsrRead | MsrWrite | TprRead | TprWrite
+    PortIn | PortOut | MmioRead | MmioWrite | MsrRead | MsrWrite | TprRead | TprWrite | Hypercall
     | InterruptWindow | Halt | Sliced | Debugged | Shutdown | EngineFailure
 )
 

@@ -218,6 +218,10 @@ class PlainCpu(Cpu):
     def tpr_write(self, value: Bits) -> None:
         self.msrs[-8] = int(value)
 
+    def hypercall(self, width: Bits) -> Bits:
+        self.log.append(("hypercall", int(width)))
+        return u64(-22)
+
     def halt(self) -> None:
         self.log.append(("halt",))
 
@@ -345,6 +349,10 @@ class StagedCpu(Cpu):
     def tpr_write(self, value: Bits) -> None:
         assert value.width == 64
         self._call("tpr_write", 0, value)
+
+    def hypercall(self, width: Bits) -> Bits:
+        assert width.width == 64
+        return self._call("hypercall", 64, width)
 
     def halt(self) -> None:
         self._call("halt", 0)

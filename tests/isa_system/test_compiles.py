@@ -23,7 +23,7 @@ from .machine import StagedCpu, StagedOperand
 
 MODULES = [
     "paging", "segment", "frames", "interrupt", "task", "control", "transfer", "iret", "syscall", "selector", "msr",
-    "system", "io", "cpuid", "debug",
+    "system", "io", "cpuid", "debug", "hypercall",
 ]  # fmt: skip
 PROFILES = '!0 = !{!"branch_weights", i32 2000, i32 1}\n!1 = !{!"branch_weights", i32 1, i32 2000}\n'
 VERIFY = "import sys, llvmlite.binding as l; m = l.parse_assembly(sys.stdin.read()); m.verify(); print('fine')"

@@ -347,6 +347,41 @@ def test_leaves() -> None:
     assert keep
 
 
+def test_a_kvm_machine_says_so_and_what_it_answers() -> None:
+    cpu = PlainCpu()
+    keep = with_table(cpu, features.choose(plus=["hypercall", "kvm_pv_ipi"]))
+    a, b, c, d = ask(cpu, 0x40000000)
+    assert b"".join(v.to_bytes(4, "little") for v in (b, c, d)) == b"KVMKVMKVM\0\0\0" and a == 0x40000010
+    assert ask(cpu, 0x40000001) == [1 << 11, 0, 0, 0]
+    keep = with_table(cpu, features.choose(plus=["kvm_pv_ipi"]))
+    assert ask(cpu, 0x40000001) == [0, 0, 0, 0], "what no hypercall can reach is not announced"
+    assert keep
+
+
+def test_identities() -> None:
+    assert cpuid.signature(15, 107, 1) == 0x60FB1 and cpuid.signature(23, 1, 2) == 0x800F12
+    assert cpuid.signature(6, 0x1C, 10) == cpuid.OURS.signature
+    with pytest.raises(ValueError, match="stepping=16: between 0 and 15"):
+        cpuid.signature(6, 1, 16)
+    rows = build_cpuid_table(features.choose(plus=["amd"]), 4, identity=cpuid.Identity(b"AuthenticAMD", 0x60FB1, b"x" * 60))
+    found = {row.leaf: row for row in rows}
+    assert found[1].eax == found[0x80000001].eax == 0x60FB1
+    assert found[0x80000004].edx == 0x00787878, "the name ends with a NUL"
+    assert found[0x80000008].ecx == 2 << 12 | 3 and found[0x80000001].ecx & 2, "four cores, as AMD tells it"
+
+
+@pytest.mark.parametrize(("threads", "cores", "levels", "leaf4"), [
+    (1, 4, [(0, 1), (2, 4)], 3 << 26), (2, 2, [(1, 2), (2, 4)], 1 << 14 | 1 << 26), (2, 3, [(1, 2), (3, 6)], 1 << 14 | 2 << 26),
+    (1, 1, [(0, 1), (0, 1)], 0),
+])
+def test_topologies(threads: int, cores: int, levels: list[tuple[int, int]], leaf4: int) -> None:
+    rows = build_cpuid_table(features.DEFAULT, 8, topology=cpuid.Topology(threads, cores))
+    assert [(row.eax, row.ebx) for row in rows if row.leaf == 0xB] == levels
+    assert all(row.eax & ~0x3FFF == leaf4 for row in rows if row.leaf == 4)
+    one = next(row for row in rows if row.leaf == 1)
+    assert one.ebx >> 16 == threads * cores and bool(one.edx & 1 << 28) == (threads * cores > 1)
+
+
 def test_choosing_features() -> None:
     assert "sse2" not in features.choose(minus=["sse"]) and "aes" not in features.choose(minus=["sse"])
     with pytest.raises(ValueError, match="unknown CPU feature nonsense"):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from xuni.bus import Bus
 from xuni.bus.ports import WideDevice
 from xuni.bus.timers import NEVER
-from xuni.exits import Vcpu
+from xuni.exits import Hypercall, Vcpu
+from xuni.machine.hypercalls import NO_SUCH_CALL
 from xuni.machine.processor import RESUME, Processor
 from xuni.machine.run import run
 from xuni.machine.stopped import STANDSTILL, Interrupted, Reset, Stopped, Timeout
@@ -63,6 +64,8 @@ class Machine:
         self.resettable: list[Resettable] = []
         self.flush: list[Callable[[], None]] = []
         """Called when the guest idles, at every beat, and when the machine stops: chips' buffered output goes out."""
+        self.hypercall: Callable[[Hypercall], int] = lambda asked: NO_SUCH_CALL
+        """What a guest's kernel asks its hypervisor; the board answers."""
         self.reboot: Callable[[], None] | None = None
         """What a guest's reset does after the chips' reset: load the guest again. None: a reset stops the machine."""
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait

@@ -36,6 +36,7 @@ from xuni.devices.test_ports import (
     TestIrqs,
 )
 from xuni.devices.uart import COM_PORTS, Uart16550, UartConfig
+from xuni.machine import hypercalls
 from xuni.machine.console import SerialConsole
 from xuni.machine.machine import Engine, Machine
 from xuni.machine.stopped import DebugExit, PowerOff
@@ -108,6 +109,7 @@ class Pc(Machine):
         bus, timers = self.bus, self.bus.timers
 
         # Interrupt controllers, from the processors outward.
+        self.hypercall = lambda asked: hypercalls.answer(self.local_apics, asked)
         self.apic_bus = ApicBus(acknowledge_legacy=lambda: self.pic.acknowledge())
         self.local_apics = [self._local_apic(index) for index in range(config.cpus)]
         self.pic = PicPair(output=partial(self.local_apics[0].set_lint, 0))

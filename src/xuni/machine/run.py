@@ -12,6 +12,7 @@ from xuni.exits import (
     EngineFailure,
     Exit,
     Halt,
+    Hypercall,
     Inject,
     InterruptWindow,
     MmioRead,
@@ -94,6 +95,8 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                     processor.reply = Data(apic.tpr_class)
                 case TprWrite(data):
                     apic.tpr_class = data
+                case Hypercall():
+                    processor.reply = Data(machine.hypercall(event))
                 case Halt():
                     halt(processor, machine)
                     continue

@@ -286,6 +286,9 @@ class SoftCpu(Cpu):
     def tpr_write(self, value: Bits) -> None:
         memory.ask_machine(self, u64(0), value, u64(0), ExitKind.TPR_WRITE)
 
+    def hypercall(self, width: Bits) -> Bits:
+        return memory.ask_machine(self, u64(0), u64(0), width, ExitKind.HYPERCALL)
+
     def halt(self) -> None:
         self.s.halted = 1
 

@@ -34,6 +34,7 @@ from xuni.exits import (
     EngineFailure,
     Exit,
     Halt,
+    Hypercall,
     Inject,
     InterruptWindow,
     MmioRead,
@@ -52,10 +53,11 @@ from xuni.exits import (
 )
 from xuni.isa.struct import PlainPlace
 from xuni.isa.x86 import features as features_table
-from xuni.isa.x86.cpuid import SIGNATURE, build_cpuid_table
+from xuni.isa.x86.cpuid import OURS, Identity, Topology, build_cpuid_table
 from xuni.isa.x86.cpustate import CpuState, VcpuState, at_reset, real_mode
 from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.flags import pack, unpack
+from xuni.isa.x86.hypercall import HYPERCALL_REGISTERS
 from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Cr0, Cr4, Efer, Eflags, ExitKind, Seg, State
 from xuni.isa.x86.translation import translate
 from xuni.memory.guest import GuestAddressError, GuestMemory
@@ -119,13 +121,16 @@ def code(progress: Callable[[int, int], None] = lambda done, total: None) -> Cod
 class SoftConfig:
     """What a virtual CPU of the soft engine is.
 
-    `features`: names of features.py; `apic_id`, `cpus`: topology for CPUID; `physical_bits`: MAXPHYADDR.
+    `features`: names of features.py; `apic_id`, `cpus`, `topology` (one socket of cores): for CPUID; `physical_bits`:
+    MAXPHYADDR; `identity`: who made it.
     """
 
     features: frozenset[str] = features_table.DEFAULT
     apic_id: int = 0
     cpus: int = 1
     physical_bits: int = 40
+    identity: Identity = OURS
+    topology: Topology | None = None
 
 
 class BaseVcpu:
@@ -247,7 +252,8 @@ class BaseVcpu:
         self._write_slots()
 
     def _write_cpuid(self) -> None:
-        rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits)
+        rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits,
+                                 self.config.identity, self.config.topology)
         self.region.put(self._offset["cpuid"], b"".join(row.pack() for row in rows))
         self.state.cpuid_count = len(rows)
 
@@ -374,7 +380,7 @@ class BaseVcpu:
     def _answer(self, value: int) -> None:
         """Record the answer to a device access, if one is open."""
         q = self.q
-        if ExitKind.PORT_IN <= q[_EXIT_KIND] <= ExitKind.TPR_WRITE:
+        if ExitKind.PORT_IN <= q[_EXIT_KIND] <= ExitKind.HYPERCALL:
             n = q[_REPLAY_COUNT]
             assert n < REPLAY
             q[_REPLAY_DATA + n] = value & 0xFFFFFFFFFFFFFFFF
@@ -402,6 +408,9 @@ class BaseVcpu:
                 return TprRead()
             case ExitKind.TPR_WRITE:
                 return TprWrite(q[_EXIT_DATA])
+            case ExitKind.HYPERCALL:
+                call, *arguments = (int(self.state.gpr[n]) & (1 << 8 * size) - 1 for n in HYPERCALL_REGISTERS)
+                return Hypercall(call, tuple(arguments), size)
             case ExitKind.INTERRUPT_WINDOW:
                 return InterruptWindow()
             case ExitKind.HALT:
@@ -439,7 +448,7 @@ class BaseVcpu:
     def init(self) -> None:
         # What INIT leaves alone (x87, SSE, most MSRs) stays; the rest is as after reset (SDM vol. 3, table 10-1).
         s = self.state
-        self.start(at_reset(SIGNATURE))
+        self.start(at_reset(self.config.identity.signature))
         s.cr2 = 0
         s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
         for name in ("halted", "nmi_pending", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject",

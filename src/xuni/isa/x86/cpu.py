@@ -220,6 +220,12 @@ class Cpu:
     def tpr_write(self, value: Bits) -> None:
         raise NotImplementedError
 
+    def hypercall(self, width: Bits) -> Bits:
+        """Ask the hypervisor for what the registers say (64 bits): RAX the call, RBX, RCX, RDX, RSI its arguments, of
+        which `width` (64 bits wide) bytes count.
+        """
+        raise NotImplementedError
+
     def halt(self) -> None:
         """HLT: stop after this instruction until an interrupt."""
         raise NotImplementedError

@@ -30,12 +30,9 @@ MAX_HYPERVISOR: Final = 0x40000010
 EXTENDED: Final = 0x80000000
 MAX_EXTENDED: Final = 0x80000008
 
-VENDOR: Final = b"GenuineIntel"
-SIGNATURE: Final = 0x000106CA  # family 6, model 1CH, stepping 10
-AMD_VENDOR: Final = b"AuthenticAMD"
-AMD_SIGNATURE: Final = 0x00000F61  # family 15, model 6, stepping 1
-BRAND: Final = b"xuni virtual CPU"
 HYPERVISOR_VENDOR: Final = b"XuniXuniXuni"
+KVM_VENDOR: Final = b"KVMKVMKVM\0\0\0"  # who answers hypercalls as KVM does says so
+KVM_FEATURES: Final = 0x40000001
 TSC_KHZ: Final = 1_000_000
 BUS_KHZ: Final = 1_000_000
 CACHE_LINE: Final = 64
@@ -43,6 +40,7 @@ CACHE_LINE: Final = 64
 # XSAVE components: number -> (feature, size, offset in the standard format), SDM vol. 1, 13.4 and 13.5.
 XSAVE_COMPONENTS: Final = {2: ("avx", 256, 576), 9: ("pku", 8, 2688)}
 LEGACY_AREA: Final = 576  # x87, SSE and the header
+AMD_ALIASES: Final = 0x0183F3FF  # bits of leaf 1's EDX that AMD's 80000001H repeats
 OSXSAVE: Final = 1 << 27
 APIC: Final = 1 << 9
 APIC_ENABLED: Final = 1 << 11
@@ -66,6 +64,49 @@ class CpuidRow:
         return ROW.pack(self.leaf, self.subleaf or 0, flags, self.eax, self.ebx, self.ecx, self.edx, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """As what a processor presents itself."""
+
+    vendor: bytes = b"GenuineIntel"
+    signature: int = 0x000106CA
+    """Family, model and stepping as EAX of leaf 1 has them, and EDX after reset."""
+    brand: bytes = b"xuni virtual CPU"
+    """At most 47 bytes."""
+
+
+OURS: Final = Identity()
+OURS_AMD: Final = Identity(b"AuthenticAMD", 0x00000F61)
+
+
+def signature(family: int, model: int, stepping: int) -> int:
+    """EAX of leaf 1. ValueError: numbers that do not fit (family 0-270, model 0-255, stepping 0-15)."""
+    for name, number, most in ("family", family, 0xF + 0xFF), ("model", model, 0xFF), ("stepping", stepping, 0xF):
+        if not 0 <= number <= most:
+            raise ValueError(f"{name}={number}: between 0 and {most} are possible")
+    return (max(family - 0xF, 0) << 20 | model >> 4 << 16 | min(family, 0xF) << 8 | (model & 0xF) << 4 | stepping)
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """How the processors of a machine form sockets; APIC ids are given in order, so only the last level may be uneven."""
+
+    threads: int = 1
+    """Of one core."""
+    cores: int = 1
+    """Of one socket."""
+
+    @property
+    def thread_bits(self) -> int:
+        """Bits of the APIC id that tell threads of one core apart."""
+        return (self.threads - 1).bit_length()
+
+    @property
+    def package_bits(self) -> int:
+        """Bits of the APIC id that tell processors of one socket apart."""
+        return self.thread_bits + (self.cores - 1).bit_length()
+
+
 def _words(text: bytes) -> list[int]:
     return [int.from_bytes(text[i : i + 4], "little") for i in range(0, len(text), 4)]
 
@@ -78,11 +119,11 @@ def xsave_mask(features: Iterable[str]) -> int:
     return 3 | sum(1 << n for n, (name, _, _) in XSAVE_COMPONENTS.items() if name in have)
 
 
-def _caches(cpus: int) -> list[CpuidRow]:
-    """Leaf 4: 32 KiB of L1 data and instructions, 1 MiB of L2, each processor its own."""
+def _caches(topology: Topology) -> list[CpuidRow]:
+    """Leaf 4: 32 KiB of L1 data and instructions, 1 MiB of L2, each core its own."""
     rows = []
     for n, (kind, level, ways, sets) in enumerate(((1, 1, 8, 64), (2, 1, 8, 64), (3, 2, 16, 1024))):
-        eax = kind | level << 5 | 1 << 8 | (min(cpus, 64) - 1) << 26
+        eax = kind | level << 5 | 1 << 8 | (topology.threads - 1) << 14 | (min(topology.cores, 64) - 1) << 26
         rows.append(CpuidRow(4, n, eax, (ways - 1) << 22 | (CACHE_LINE - 1), sets - 1))
     return rows
 
@@ -100,10 +141,11 @@ def _xsave(features: frozenset[str]) -> list[CpuidRow]:
 
 
 def build_cpuid_table(features: frozenset[str], cpus: int = 1, physical_bits: int = 40,
-                      brand: bytes = BRAND) -> list[CpuidRow]:  # fmt: skip
+                      identity: Identity | None = None, topology: Topology | None = None) -> list[CpuidRow]:  # fmt: skip
     """All rows of a processor with these features (see `features.choose`), in a machine of `cpus` processors.
 
-    ValueError: a number of processors or address bits that no processor has.
+    `topology`: by default all of them are cores of one socket. ValueError: a number of processors or address bits that
+    no processor has.
     """
     if not 1 <= cpus <= 255:
         raise ValueError(f"{cpus} processors: between 1 and 255 are possible")
@@ -119,20 +161,27 @@ def build_cpuid_table(features: frozenset[str], cpus: int = 1, physical_bits: in
 
     a, b, c, d = Register
     amd = "amd" in features
-    vendor, hypervisor = _words(AMD_VENDOR if amd else VENDOR), _words(HYPERVISOR_VENDOR)
-    signature = AMD_SIGNATURE if amd else SIGNATURE
-    core_bits = (cpus - 1).bit_length()
-    many = 1 << 28 if cpus > 1 else 0
+    identity = identity or (OURS_AMD if amd else OURS)
+    topology = topology or Topology(cores=cpus)
+    hypercalls = "hypercall" in features
+    vendor, hypervisor = _words(identity.vendor), _words(KVM_VENDOR if hypercalls else HYPERVISOR_VENDOR)
+    together = topology.cores * topology.threads
+    many, legacy, amd_cores, alias = (1 << 28 if together > 1 else 0), 0, 0, 0
+    if amd:  # AMD's own description of cores (CmpLegacy and NC), and its copy of leaf 1's old bits
+        legacy = 1 << 1 if together > 1 else 0
+        amd_cores = topology.package_bits << 12 | together - 1
+        alias = announced(1, d) & AMD_ALIASES
     linear_bits = 57 if "la57" in features else 48
     rows = [
         CpuidRow(0, None, MAX_BASIC, vendor[0], vendor[2], vendor[1]),
-        CpuidRow(1, None, signature, CACHE_LINE // 8 << 8 | cpus << 16, announced(1, c), announced(1, d) | many),
+        CpuidRow(1, None, identity.signature, CACHE_LINE // 8 << 8 | min(together, 255) << 16, announced(1, c),
+                 announced(1, d) | many),
         CpuidRow(2, None, 0x00FEFF01),  # see leaf 4
-        *_caches(cpus),
+        *_caches(topology),
         CpuidRow(6, None, announced(6, a)),
         CpuidRow(7, 0, 0, announced(7, b), announced(7, c), announced(7, d)),
-        CpuidRow(0xB, 0, 0, 1, 1 << 8),
-        CpuidRow(0xB, 1, core_bits, cpus, 2 << 8 | 1),
+        CpuidRow(0xB, 0, topology.thread_bits, topology.threads, 1 << 8),
+        CpuidRow(0xB, 1, topology.package_bits, together, 2 << 8 | 1),
         *_xsave(features),
         CpuidRow(0x15, None, 1, TSC_KHZ // BUS_KHZ, BUS_KHZ * 1000),
         CpuidRow(0x16, None, TSC_KHZ // 1000, TSC_KHZ // 1000, 100),
@@ -144,14 +193,17 @@ def build_cpuid_table(features: frozenset[str], cpus: int = 1, physical_bits: in
             CpuidRow(HYPERVISOR, None, MAX_HYPERVISOR, *hypervisor),
             CpuidRow(MAX_HYPERVISOR, None, TSC_KHZ, BUS_KHZ),
         ]
-    name = _words(brand[:47].ljust(48, b"\0"))
+        if hypercalls:
+            rows.append(CpuidRow(KVM_FEATURES, None, announced(KVM_FEATURES, a)))
+    name = _words(identity.brand[:47].ljust(48, b"\0"))
     rows += [
         CpuidRow(EXTENDED, None, MAX_EXTENDED, *((vendor[0], vendor[2], vendor[1]) if amd else ())),
-        CpuidRow(EXTENDED + 1, None, 0, 0, announced(EXTENDED + 1, c), announced(EXTENDED + 1, d)),
+        CpuidRow(EXTENDED + 1, None, identity.signature if amd else 0, 0, announced(EXTENDED + 1, c) | legacy,
+                 announced(EXTENDED + 1, d) | alias),
         *(CpuidRow(EXTENDED + 2 + n, None, *name[4 * n : 4 * n + 4]) for n in range(3)),
         CpuidRow(EXTENDED + 6, None, 0, 0, 1024 << 16 | 8 << 12 | CACHE_LINE),
         CpuidRow(EXTENDED + 7, None, 0, 0, 0, announced(EXTENDED + 7, d)),
-        CpuidRow(EXTENDED + 8, None, physical_bits | linear_bits << 8),
+        CpuidRow(EXTENDED + 8, None, physical_bits | linear_bits << 8, 0, amd_cores),
     ]
     return rows
 

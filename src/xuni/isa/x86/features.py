@@ -34,7 +34,8 @@ class Feature:
     requires: tuple[str, ...]
 
 
-# What CPUID has no bit for. amd: its vendor string, and SYSCALL outside 64-bit mode too; hypercall: VMCALL is no #UD.
+# What CPUID has no bit for. amd: AMD's vendor string, and SYSCALL outside 64-bit mode too; hypercall: VMCALL and VMMCALL
+# are no #UD, and the hypervisor presents itself as KVM.
 _SILENT: Final = ("amd", "hypercall")
 
 # name [< what it requires], bit; a leading "-" turns a row off by default. One line a CPUID register.
@@ -53,6 +54,7 @@ _ROWS: Final = {
     (7, 0, Register.ECX): "umip 2  pku<xsave 3  -la57<lm 16  rdpid 22  -movdiri 27  -movdir64b 28  pks<lm 31",
     (7, 0, Register.EDX): "fsrm<erms 4  arch_capabilities<msr 29",
     (0xD, 1, Register.EAX): "xsaveopt<xsave 0  xsavec<xsave 1  xgetbv1<xsave 2  xsaves<xsavec 3",
+    (0x40000001, 0, Register.EAX): "-kvm_nopiodelay<hypercall 1  -kvm_pv_ipi<hypercall 11",
     (0x80000001, 0, Register.ECX): "lahf_lm<lm 0  lzcnt 5  3dnowprefetch 8",
     (0x80000001, 0, Register.EDX): "syscall<lm 11  nx<pae 20  pdpe1gb<lm 26  rdtscp<tsc 27  lm<pae 29",
     (0x80000007, 0, Register.EDX): "constant_tsc<tsc 8",

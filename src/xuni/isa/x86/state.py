@@ -125,11 +125,12 @@ class ExitKind(IntEnum):
     MSR_WRITE = 6
     TPR_READ = 7
     TPR_WRITE = 8
-    INTERRUPT_WINDOW = 9
-    HALT = 10
-    SLICED = 11
-    SHUTDOWN = 12
-    FAILURE = 13
+    HYPERCALL = 9
+    INTERRUPT_WINDOW = 10
+    HALT = 11
+    SLICED = 12
+    SHUTDOWN = 13
+    FAILURE = 14
 
 
 REPLAY: Final = 64  # device accesses that one instruction may make before it finishes

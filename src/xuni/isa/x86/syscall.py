@@ -101,6 +101,8 @@ def system_enter(cpu: Cpu) -> None:
     if ((s.cr0 & Cr0.PE) == 0) | ((s.sysenter_cs & 0xFFFC) == 0):
         raise GuestFault(cpu, Vector.GP, 0)
     ia32e = is_ia32e(cpu)
+    if ia32e & cpu.has_feature("amd"):  # AMD APM vol. 3, SYSENTER: not in long mode
+        raise GuestFault(cpu, Vector.UD)
     selector = s.sysenter_cs & 0xFFFC
     flags = eflags_image(cpu) & ~u64(int(Eflags.VM | Eflags.IF | Eflags.RF))
     _flat(cpu, selector, select(ia32e, u64(Attr.L), u64(Attr.DB)), selector + 8, 0)
