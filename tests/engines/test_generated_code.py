@@ -54,7 +54,7 @@ def likely_paths() -> dict[str, list[Instruction]]:
     vcpu.state.gpr[Gpr.RSI], vcpu.state.gpr[Gpr.RBX] = DATA, 0
     assert isinstance(vcpu.run(Resume()), Halt)
     handlers: dict[int, int] = {}
-    at, end = vcpu.place["ops"], int(vcpu.arena.next)
+    at, end = vcpu.cache.region.address_of("ops"), int(vcpu.cache.arena.next)
     while at < end:
         trace = Trace(PlainPlace(at))
         for number in range(int(trace.count)):

@@ -141,9 +141,12 @@ class PlainCpu(Cpu):
     def store_physical(self, address: Bits, value: Bits) -> None:
         self.ram.write(int(address), int(value), value.width // 8)
 
-    def or_physical(self, address: Bits, bits: Bits) -> None:
-        size = bits.width // 8
-        self.ram.write(int(address), self.ram.read(int(address), size) | int(bits), size)
+    def mark_entry(self, address: Bits, entry: Bits, flags: Bits) -> Bits:
+        size = entry.width // 8
+        same = self.ram.read(int(address), size) == int(entry)
+        if same:
+            self.ram.write(int(address), int(entry) | int(flags), size)
+        return u1(int(same))
 
     # -- the stack and RIP ---------------------------------------------------------------------------------------------
     def _stack_width(self) -> int:
@@ -295,9 +298,9 @@ class StagedCpu(Cpu):
     def store_physical(self, address: Bits, value: Bits) -> None:
         self._call("store_physical", 0, address, value)
 
-    def or_physical(self, address: Bits, bits: Bits) -> None:
+    def mark_entry(self, address: Bits, entry: Bits, flags: Bits) -> Bits:
         assert address.width == 64
-        self._call("or_physical", 0, address, bits)
+        return self._call("mark_entry", 1, address, entry, flags)
 
     def push(self, value: Bits) -> None:
         self._call("push", 0, value)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 S = TypeVar("S", bound=Struct)
+SCHED_YIELD = 24  # arch/x86/entry/syscalls/syscall_64.tbl
 
 
 class SoftCpu(Cpu):
@@ -42,6 +43,14 @@ class SoftCpu(Cpu):
     def enter(self) -> None:
         """Run handlers, beginning with the Op in the state."""
         raise NotImplementedError
+
+    def yield_host(self) -> None:
+        """Let the host run another thread: what we wait for may need this processor."""
+        raise NotImplementedError
+
+    def fence(self) -> None:
+        """Nothing after this is read before what was written is visible to others."""
+        self.s.place.exchange(State.offset_of("reserved"), u64(0), u64(0))  # a locked access is a full fence
 
     def load_fpu(self) -> None:
         """Before handlers run: let the guest's control settings hold, with all exceptions masked."""
@@ -153,7 +162,9 @@ class SoftCpu(Cpu):
     def exchange(self, pointer: Bits | None, address: Bits, old: Bits, value: Bits) -> None:
         """Write back under LOCK: start the instruction over if memory no longer holds `old`."""
         if old.lanes > 1:
-            self.store_current(address, value)
+            expected = old.as_lanes(128)
+            if unlikely(memory.exchange_pair_virtual(self, address, expected, value.as_lanes(128)) != expected):
+                self.retry()
         else:
             seen = memory.exchange_virtual(self, address, old.zext(64), value.zext(64), old.width // 8)
             if unlikely(seen != old.zext(64)):
@@ -193,8 +204,8 @@ class SoftCpu(Cpu):
     def store_physical(self, address: Bits, value: Bits) -> None:
         physical.store_physical(self, address, value.zext(64), value.width // 8)
 
-    def or_physical(self, address: Bits, bits: Bits) -> None:
-        physical.or_physical(self, address, bits.zext(64), bits.width // 8)
+    def mark_entry(self, address: Bits, entry: Bits, flags: Bits) -> Bits:
+        return physical.mark_entry(self, address, entry.zext(64), flags.zext(64), entry.width // 8)
 
     @staged
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:
@@ -371,6 +382,12 @@ class StagedCpu(SoftCpu):
         """Run handlers, beginning with the Op in the state."""
         self.stage.code.declare("declare dso_local void @enter(ptr)")
         self.stage.code.emit("call void @enter(ptr %s)")
+
+    def yield_host(self) -> None:
+        self.stage.code.emit(
+            f'call i64 asm sideeffect "syscall", "={{ax}},0,~{{rcx}},~{{r11}},~{{memory}},~{{dirflag}},~{{fpsr}},~{{flags}}"'
+            f"(i64 {SCHED_YIELD})"
+        )
 
     def load_fpu(self) -> None:
         """Give the host's FPU the guest's control settings, with all exceptions masked."""

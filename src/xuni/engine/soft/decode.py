@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from xuni.engine.soft.memory import check_canonical, current_access, enter_tlb, forget_writable, jump_slot, tlb_at
-from xuni.engine.soft.physical import slot_of
+from xuni.engine.soft.physical import lock_code, slot_of, unlock_code
 from xuni.engine.soft.records import (
     FETCH_BYTES,
     HASH_BITS,
@@ -47,6 +47,7 @@ from xuni.isa.x86.state import Efer, ExitKind, Seg, Slot
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
 
+STRADDLES = 1  # in place of a Trace's address
 CONDITIONS = 5  # variants of handlers that read flags: see records.PRODUCERS
 NO_SEGMENT = 0xFF
 
@@ -168,8 +169,10 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
         steps = steps + 1
     # 90 is XCHG rAX, rAX, which is NOP: only with REX.B does it name another register.
     number = node & 0xFFFFFF
+    pause = u1(0)
     if (key == 0x90) & ((rex & 1) == 0):
         number = u64(1)
+        pause = rep == 1
     leaf = arena.leaves + number * Leaf.SIZE
     in_memory = (mod != 3) & (has_modrm != 0)
     lockable = (cpu.struct(Leaf, leaf).flags & LeafFlag.LOCK) != 0
@@ -324,6 +327,8 @@ def decode(cpu: SoftCpu, code: U64, op_pointer: U64, offset: U64, mode: U64, pro
         if ((mode >> 2) >> d.fpu & 1) != 0:
             handler = d.fpu.zext(64)  # the first handlers of the table: see handlers.TRAPS
     op.handler = cpu.at(arena.handlers).load(handler << 3, 64)
+    if pause:
+        op.handler = cpu.handler_address("pause")
     op.imm = imm
     op.disp = disp.trunc(32)
     op.r = r.trunc(8)
@@ -354,21 +359,26 @@ def close_trace(cpu: SoftCpu, op_pointer: Bits, index: Bits, offset: Bits) -> No
 
 @native
 def new_trace(cpu: SoftCpu) -> U64:
-    """Room for the longest trace; raises Again when the arena is full (the loop then empties it)."""
+    """Room for the longest trace; 0 when the arena is full (the loop then empties it)."""
     arena = cpu.arena
     trace = arena.next
     if unlikely(trace + (Trace.SIZE + (TRACE_LIMIT + 2) * OP_SIZE) > arena.end):
         arena.end = 0
-        raise Again()
+        return u64(0)
     return trace
 
 
 @native
 def build_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_pointer: U64) -> U64:
-    """Decode a trace that starts at `offset` of the page at `host_page`. Returns the Trace, or 0: the first instruction
-    reaches into the next page."""
+    """Decode a trace that starts at `offset` of the page at `host_page`. Returns the Trace; STRADDLES: the first
+    instruction reaches into the next page; 0: no room. The arena is locked."""
     trace = new_trace(cpu)
+    if unlikely(trace == 0):
+        return u64(0)
     arena = cpu.arena
+    if cpu.struct(Frame, frame_pointer).map == 0:
+        # Before the bytes are read: from here on, whoever writes them comes for the lock.
+        watch_page(cpu, frame_pointer, host_page, offset)
     op = trace + Trace.SIZE
     at = offset
     count = u64(0)
@@ -385,7 +395,7 @@ def build_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_poin
         length, leaf, handler = decode(cpu, code, op, at, mode, producer)
         if unlikely(at + length > PAGE):
             if count == 0:
-                return u64(0)
+                return u64(STRADDLES)
             going = u1(0)
         else:
             record = cpu.struct(Op, op)
@@ -421,20 +431,26 @@ def build_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_poin
     t.page_next2 = 0
     arena.decoded = arena.decoded + count
     arena.next = op + OP_SIZE
-    add_to_page(cpu, frame_pointer, trace, host_page, offset, at)
     frame = cpu.struct(Frame, frame_pointer)
+    frame.map = frame.map | pieces(offset, at)
     t.page_next = frame.head
     frame.head = trace
     return trace
 
 
+@staged
+def pieces(start: Bits, end: Bits) -> Bits:
+    """The bits of a page's map for [start, end)."""
+    return (u64(-1) << (start >> 6)) & (u64(-1) >> (u64(63) - ((end - 1) >> 6)))
+
+
 @native
-def add_to_page(cpu: SoftCpu, frame_pointer: U64, trace: U64, host_page: U64, start: U64, end: U64) -> None:
-    """Mark the pieces [start, end) of a page as decoded."""
+def watch_page(cpu: SoftCpu, frame_pointer: U64, host_page: U64, offset: U64) -> None:
+    """A page is about to have its first decoded code, at `offset`: no processor writes it directly any more."""
     frame = cpu.struct(Frame, frame_pointer)
-    if frame.map == 0:
-        forget_writable(cpu, host_page)
-    frame.map = frame.map | (u64(-1) << (start >> 6)) & (u64(-1) >> (u64(63) - ((end - 1) >> 6)))
+    frame.map = frame.map | pieces(offset, offset + 1)
+    cpu.fence()
+    forget_writable(cpu, host_page)
 
 
 @staged
@@ -482,11 +498,19 @@ def second_page(cpu: SoftCpu, linear: U64) -> U64:
 @native
 def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mode: U64, frame_pointer: U64) -> U64:
     """A trace of the one instruction that begins at `offset` and ends in the next page."""
-    trace = new_trace(cpu)
-    arena = cpu.arena
     following = next_page(cpu, linear)
     check_canonical(cpu, following)
     second, frame2 = fetch_page(cpu, following)
+    lock_code(cpu)
+    trace = new_trace(cpu)
+    if unlikely(trace == 0):
+        unlock_code(cpu)
+        return u64(0)
+    arena = cpu.arena
+    if cpu.struct(Frame, frame_pointer).map == 0:
+        watch_page(cpu, frame_pointer, host_page, offset)
+    if cpu.struct(Frame, frame2).map == 0:
+        watch_page(cpu, frame2, second, u64(0))
     room = u64(PAGE) - offset
     cpu.copy_bytes(arena.scratch_page, host_page + offset, room)
     cpu.copy_bytes(arena.scratch_page + room, second, u64(16))
@@ -508,15 +532,62 @@ def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mod
     t.frame2 = ((frame2 - arena.frames) >> 4).trunc(32)
     t.host2 = second
     arena.next = op + 2 * OP_SIZE
-    add_to_page(cpu, frame_pointer, trace, host_page, offset, u64(PAGE))
     frame = cpu.struct(Frame, frame_pointer)
+    frame.map = frame.map | pieces(offset, u64(PAGE))
     t.page_next = frame.head
     frame.head = trace
     end = (offset + length) & OFFSET
-    add_to_page(cpu, frame2, trace, second, u64(0), select(end == 0, u64(1), end))
     other = cpu.struct(Frame, frame2)
+    other.map = other.map | pieces(u64(0), select(end == 0, u64(1), end))
     t.page_next2 = other.head
     other.head = trace
+    publish(cpu, trace, host_page + offset, mode)
+    unlock_code(cpu)
+    return trace
+
+
+@staged
+def publish(cpu: SoftCpu, trace: Bits, host: Bits, mode: Bits) -> None:
+    """Let `find` find a trace. The arena is locked."""
+    bucket = cpu.at(bucket_of(cpu, host, mode))
+    cpu.struct(Trace, trace).hash_next = bucket.load(0, 64)
+    bucket.store(0, trace)
+    cpu.s.block_count = cpu.s.block_count + 1
+
+
+@native
+def find(cpu: SoftCpu, host: U64, mode: U64) -> U64:
+    """The Trace for a key, or 0. Needs no lock: traces are complete when they are published, and stay."""
+    trace = cpu.at(bucket_of(cpu, host, mode)).load(0, 64)
+    while trace != 0:
+        t = cpu.struct(Trace, trace)
+        if (t.host == host) & (t.mode == mode.trunc(32)) & (t.dead == 0):
+            break
+        trace = t.hash_next
+    return trace
+
+
+@native
+def make_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_pointer: U64) -> U64:
+    """As `build_trace`, unless another processor was faster."""
+    lock_code(cpu)
+    host = host_page + offset
+    link = bucket_of(cpu, host, mode)
+    trace = cpu.at(link).load(0, 64)
+    while trace != 0:
+        t = cpu.struct(Trace, trace)
+        if (t.host == host) & (t.mode == mode.trunc(32)) & (t.dead == 0):
+            break
+        if t.dead != 0:  # code that changes again and again must not make this chain long
+            cpu.at(link).store(0, t.hash_next)
+        else:
+            link = trace + Trace.offset_of("hash_next")
+        trace = t.hash_next
+    if trace == 0:
+        trace = build_trace(cpu, host_page, offset, mode, frame_pointer)
+        if trace > STRADDLES:
+            publish(cpu, trace, host, mode)
+    unlock_code(cpu)
     return trace
 
 
@@ -543,27 +614,15 @@ def lookup(cpu: SoftCpu, step: U64) -> U64:
     if unlikely(e.execute != (linear & ~OFFSET)):
         host_page, frame = fetch_page(cpu, linear)
     host = host_page + offset
-    link = bucket_of(cpu, host, mode)
-    bucket = cpu.at(link)
-    trace = bucket.load(0, 64)
-    while trace != 0:
-        t = cpu.struct(Trace, trace)
-        if (t.host == host) & (t.mode == mode.trunc(32)) & (t.dead == 0):
-            break
-        if t.dead != 0:  # code that changes again and again must not make this chain long
-            cpu.at(link).store(0, t.hash_next)
-        else:
-            link = trace + Trace.offset_of("hash_next")
-        trace = t.hash_next
+    trace = find(cpu, host, mode)
     if trace == 0:
         if frame == 0:
             host_page, frame = fetch_page(cpu, linear)
-        trace = build_trace(cpu, host_page, offset, mode, frame)
-        if unlikely(trace == 0):
+        trace = make_trace(cpu, host_page, offset, mode, frame)
+        if unlikely(trace == STRADDLES):
             trace = straddling_trace(cpu, linear, host_page, offset, mode, frame)
-        cpu.struct(Trace, trace).hash_next = bucket.load(0, 64)
-        bucket.store(0, trace)
-        s.block_count = s.block_count + 1
+        if unlikely(trace == 0):
+            raise Again()
     op = trace + Trace.SIZE
     if step == 0:
         entry = cpu.struct(JumpEntry, s.jump_cache + jump_slot(rip))

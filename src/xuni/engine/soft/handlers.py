@@ -23,6 +23,7 @@ from xuni.engine.soft.cpu import StagedCpu
 from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.memory import tlb_at
 from xuni.engine.soft.operands import Memory, make
+from xuni.engine.soft.physical import paused
 from xuni.engine.soft.records import OP_SIZE, PAGE, PRODUCERS, Effect, Form, Mode, Op, TlbEntry
 from xuni.isa.bits import Bits, select, u64
 from xuni.isa.compiler import Stage
@@ -269,10 +270,16 @@ def stale(cpu: Any) -> None:
     cpu.common("jump_miss", cpu.retired(0))
 
 
+def pause(cpu: Any) -> None:
+    """PAUSE: whoever the guest waits for may wait for this host processor."""
+    paused(cpu)
+    cpu.next()
+
+
 # In this order: the decoder relies on 0 and on `records.Fpu`.
 SPECIALS: Final[tuple[Callable[[Any], None], ...]] = (
     invalid, unavailable_x87, unavailable_mmx, unavailable_sse, unavailable_x87,
-    close_linked, close_far, too_long, stale,
+    close_linked, close_far, too_long, stale, pause,
 )  # fmt: skip
 
 

@@ -13,7 +13,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
-from xuni.engine.soft.physical import frame_at, host_of, note_write, slot_of, store_physical
+from xuni.engine.soft.physical import (
+    exchange_pair,
+    exchange_physical,
+    frame_at,
+    host_of,
+    lock_code,
+    note_write,
+    slot_of,
+    store_physical,
+    unlock_code,
+)
 from xuni.engine.soft.records import (
     FILL_LOG,
     JUMP_BITS,
@@ -28,7 +38,7 @@ from xuni.engine.soft.records import (
     SlotRecord,
     TlbEntry,
 )
-from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
+from xuni.isa.bits import U1, U64, U128, Bits, const, select, u1, u64
 from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.debug import ENABLES, note_data
 from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
@@ -56,14 +66,19 @@ def tlb_at(linear: Bits) -> Bits:
 @native
 def forget_writable(cpu: SoftCpu, host_page: U64) -> None:
     """A page has its first decoded code: writes to it must come here from now on, whatever the TLBs say."""
-    entry = cpu.s.tlb_base
-    end = entry + TLB_BYTES * len(Privilege)
-    while entry < end:
-        e = cpu.struct(TlbEntry, entry)
-        if unlikely(e.host == host_page):
-            index = (entry - cpu.s.tlb_base) >> 5
-            e.write = ((index + 1) & (TLB_ENTRIES - 1)) << 12
-        entry = entry + TlbEntry.SIZE
+    arena = cpu.arena
+    number = u64(0)
+    while number < arena.cpu_count:
+        state = cpu.at(arena.cpus).load(number << 3, 64)
+        base = cpu.at(state).load(State.offset_of("tlb_base"), 64)
+        entry = base
+        end = entry + TLB_BYTES * len(Privilege)
+        while entry < end:
+            e = cpu.struct(TlbEntry, entry)
+            if unlikely(e.host == host_page):
+                e.write = ((((entry - base) >> 5) + 1) & (TLB_ENTRIES - 1)) << 12
+            entry = entry + TlbEntry.SIZE
+        number = number + 1
 
 
 @native
@@ -235,6 +250,12 @@ def enter_tlb(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64
     e.execute = select((rights & Rights.EXECUTE) != 0, page, other)
     e.host = host
     s = cpu.s
+    if writable & (cpu.arena.cpu_count > 1):
+        # Another processor that decodes its first code of this page right now sees this entry, or we see its mark.
+        cpu.fence()
+        if unlikely(frame_at(cpu, slot, physical).map != 0):
+            writable = u1(0)
+            e.write = other
     if (rights >> 8 & 0xFF) > 12:
         note_large(cpu, linear, rights >> 8 & 0xFF)
     is_global = rights >> 3 & 1
@@ -428,10 +449,23 @@ def exchange_virtual(cpu: SoftCpu, linear: U64, expected: U64, value: U64, size:
         if slot != 0:
             record = cpu.struct(SlotRecord, slot)
             if record.writable != 0:
-                note_write(cpu, slot, physical, u64(size))
-                place = cpu.at(record.host + (physical - record.start))
-                return place.exchange(0, expected.trunc(8 * size), value.trunc(8 * size)).zext(64)
+                return exchange_physical(cpu, slot, physical, expected, value, size)
     _store(cpu, linear, value, size, current_access(cpu) | Access.WRITE)
+    return expected
+
+
+@native
+def exchange_pair_virtual(cpu: SoftCpu, linear: U64, expected: U128, value: U128) -> U128:
+    """The same for 16 bytes, which are aligned."""
+    watch_data(cpu, linear, u64(16), u64(1))
+    physical = translate(cpu, linear, Access.WRITE)
+    slot = slot_of(cpu, physical)
+    if slot != 0:
+        record = cpu.struct(SlotRecord, slot)
+        if record.writable != 0:
+            return exchange_pair(cpu, slot, physical, expected, value)
+    _store(cpu, linear, value.trunc(64), 8, current_access(cpu) | Access.WRITE)
+    _store(cpu, linear + 8, (value >> 64).trunc(64), 8, current_access(cpu) | Access.WRITE)
     return expected
 
 
@@ -577,5 +611,7 @@ def host_write(cpu: SoftCpu) -> None:
         stop = ((at + PAGE) & ~OFFSET).umin(end)
         slot = slot_of(cpu, at)
         if slot != 0:
+            lock_code(cpu)
             note_write(cpu, slot, at, stop - at)
+            unlock_code(cpu)
         at = stop

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft.records import OFFSET, PAGE, Frame, Op, SlotRecord, Trace
-from xuni.isa.bits import U64, Bits, const, select, u1, u64
+from xuni.engine.soft.records import OFFSET, PAGE, Arena, Frame, Op, SlotRecord, Trace
+from xuni.isa.bits import U1, U64, U128, Bits, const, select, u1, u64
 from xuni.isa.stage import native, staged, unlikely
 
 if TYPE_CHECKING:
@@ -55,30 +55,95 @@ def load_physical(cpu: SoftCpu, physical: U64, size: int) -> U64:
 
 @native
 def store_physical(cpu: SoftCpu, physical: U64, value: U64, size: int) -> None:
-    """Write naturally aligned guest-physical memory, and forget what was decoded from it."""
+    """Write guest-physical memory within one page, and forget what was decoded from it."""
     slot = slot_of(cpu, physical)
     if slot == 0:
         return
     record = cpu.struct(SlotRecord, slot)
     if record.writable != 0:
-        note_write(cpu, slot, physical, u64(size))
-        cpu.at(record.host + (physical - record.start)).store(0, value.trunc(8 * size))
+        place = cpu.at(record.host + (physical - record.start))
+        if unlikely(frame_at(cpu, slot, physical).map != 0):
+            lock_code(cpu)  # nobody decodes the old bytes between the two
+            note_write(cpu, slot, physical, u64(size))
+            place.store(0, value.trunc(8 * size))
+            unlock_code(cpu)
+        else:
+            place.store(0, value.trunc(8 * size))
 
 
 @native
-def or_physical(cpu: SoftCpu, physical: U64, bits: U64, size: int) -> None:
-    """Set bits of naturally aligned guest-physical memory, as one atomic update."""
+def exchange_physical(cpu: SoftCpu, slot: U64, physical: U64, expected: U64, value: U64, size: int) -> U64:
+    """Write naturally aligned, writable memory of `slot` if it holds `expected`, atomically; what it held."""
+    record = cpu.struct(SlotRecord, slot)
+    place = cpu.at(record.host + (physical - record.start))
+    watched = frame_at(cpu, slot, physical).map != 0
+    if unlikely(watched):
+        lock_code(cpu)
+        note_write(cpu, slot, physical, u64(size))
+    seen = place.exchange(0, expected.trunc(8 * size), value.trunc(8 * size)).zext(64)
+    if unlikely(watched):
+        unlock_code(cpu)
+    return seen
+
+
+@native
+def exchange_pair(cpu: SoftCpu, slot: U64, physical: U64, expected: U128, value: U128) -> U128:
+    """The same for 16 bytes."""
+    record = cpu.struct(SlotRecord, slot)
+    place = cpu.at(record.host + (physical - record.start))
+    watched = frame_at(cpu, slot, physical).map != 0
+    if unlikely(watched):
+        lock_code(cpu)
+        note_write(cpu, slot, physical, u64(16))
+    seen = place.exchange(0, expected, value)
+    if unlikely(watched):
+        unlock_code(cpu)
+    return seen
+
+
+@native
+def mark_entry(cpu: SoftCpu, physical: U64, entry: U64, flags: U64, size: int) -> U1:
+    """Set flags of a naturally aligned paging-structure entry, unless it no longer holds `entry`; whether it did."""
     slot = slot_of(cpu, physical)
     if slot == 0:
-        return
+        return u1(1)
     record = cpu.struct(SlotRecord, slot)
     if record.writable == 0:
-        return
+        return u1(1)
     place = cpu.at(record.host + (physical - record.start))
-    done = u1(0)
-    while ~done:
-        old = place.load(0, 8 * size)
-        done = place.exchange(0, old, old | bits.trunc(8 * size)) == old
+    old = entry.trunc(8 * size)
+    return place.exchange(0, old, old | flags.trunc(8 * size)) == old
+
+
+# -- what processors share ---------------------------------------------------------------------------------------------
+SPINS = 32  # attempts before the host may run somebody else
+PAUSES = 64
+
+
+@native
+def lock_code(cpu: SoftCpu) -> None:
+    """Take the lock of the arena. Its holder never unwinds and never leaves compiled code."""
+    place, at = cpu.arena.place, Arena.offset_of("lock")
+    spins = u64(0)
+    while place.exchange(at, u64(0), u64(1)) != 0:
+        spins = spins + 1
+        if (spins & (SPINS - 1)) == 0:
+            cpu.yield_host()
+
+
+@native
+def paused(cpu: SoftCpu) -> None:
+    """PAUSE: after some of them, the host may run the thread that this one waits for."""
+    s = cpu.s
+    s.pauses = s.pauses + 1
+    if ((s.pauses & (PAUSES - 1)) == 0) & (cpu.arena.cpu_count > 1):
+        cpu.yield_host()
+
+
+@native
+def unlock_code(cpu: SoftCpu) -> None:
+    """Release the lock of the arena."""
+    cpu.arena.place.exchange(Arena.offset_of("lock"), u64(1), u64(0))
 
 
 PATIENCE = 40  # writes beside the decoded code of a page before that code is given up
@@ -87,7 +152,7 @@ PATIENCE = 40  # writes beside the decoded code of a page before that code is gi
 # -- decoded code and writes to it -------------------------------------------------------------------------------------
 @native
 def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
-    """A write to `size` bytes within one page: kill the traces that overlap it."""
+    """A write to `size` bytes within one page: kill the traces that overlap it. The arena is locked."""
     frame = frame_at(cpu, slot, physical)
     if unlikely(frame.map != 0):
         first = (physical & OFFSET) >> 6
@@ -111,8 +176,8 @@ def note_write(cpu: SoftCpu, slot: U64, physical: U64, size: U64) -> None:
 def kill_traces(cpu: SoftCpu, frame_pointer: U64, start: U64, end: U64) -> None:
     """Take the traces of a page that overlap [start, end) out of service, and rebuild the page's map.
 
-    Every Op of a dead trace gets the `stale` handler, so that even a trace that runs right now looks up its next
-    instruction anew.
+    Every Op of a dead trace gets the `stale` handler, so that even a trace that runs right now, here or on another
+    processor, looks up its next instruction anew.
     """
     frame = cpu.struct(Frame, frame_pointer)
     stale = cpu.handler_address("stale")

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import time
 from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from xuni.engine.soft import decode, memory, program, run, tables
+from xuni.engine.soft.code_cache import CodeCache
 from xuni.engine.soft.cpu import SoftCpu
 from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.handlers import SPECIALS, Handler, Shape, emit, is_cold, returns, set_up, set_up_special
@@ -104,6 +106,9 @@ class PlainCpu(SoftCpu):
     def fill_bytes(self, target: Bits, byte: Bits, count: Bits) -> None:
         # SAFETY: as in `copy_bytes`.
         ctypes.memset(int(target), int(byte), int(count))
+
+    def yield_host(self) -> None:
+        os.sched_yield()
 
     def clock(self) -> Bits:
         return u64(time.monotonic_ns()) - self.s.clock_base
@@ -215,21 +220,26 @@ class PlainHandler(Endings, PlainCpu):
             self._go(int(decode.lookup_link(self, u64(self.u))), n)
 
 
+def _host_write(state: int) -> None:
+    # SAFETY: the address is that of the code cache's own state, which lives as long as the cache.
+    memory.host_write(PlainCpu(State(PlainPlace(state))))
+
+
 class PlainVcpu(BaseVcpu):
     """A virtual CPU without compiled code."""
 
     quantum = _QUANTUM
 
-    def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None) -> None:
+    def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None,
+                 cache: CodeCache | None = None) -> None:  # fmt: skip
         handlers = plain_handlers()
-        super().__init__(memory, handlers.tables, handlers.numbers, config, clock_base)
+        config = config or SoftConfig()
+        cache = cache or CodeCache(memory, handlers.tables, handlers.numbers, config.features, _host_write)
+        super().__init__(memory, cache, config, clock_base)
         self.cpu = PlainCpu(self.state)
 
     def _call(self) -> None:
         run.run(self.cpu)
-
-    def _host_write(self) -> None:
-        memory.host_write(self.cpu)
 
     def _flush(self) -> None:
         memory.flush_tlb(self.cpu)

@@ -108,6 +108,12 @@ class Arena(Struct):
     limit = Field(64)  # the value of `end` while there is room
     flushes = Field(64)
     decoded = Field(64)  # instructions
+    # One arena serves all processors of a machine; what follows is how they share it (see physical.py).
+    lock = Field(64)  # held while traces are made or killed
+    stop = Field(64)  # nobody may enter decoded code: the arena is being emptied
+    generation = Field(64)  # counts the times it was
+    cpus = Field(64)  # pointer to the addresses of all processors' states
+    cpu_count = Field(64)
 
 
 class Frame(Struct):

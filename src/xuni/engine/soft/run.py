@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft import decode, memory
+from xuni.engine.soft import decode, memory, physical
 from xuni.engine.soft.records import HASH_BITS, Arena, JumpEntry, Mode, Op
 from xuni.isa.bits import U64, Bits, const, select, u64
 from xuni.isa.stage import likely, native, staged, unlikely
@@ -18,7 +18,7 @@ from xuni.isa.x86.exceptions import Vector
 from xuni.isa.x86.frames import NO_TRAP
 from xuni.isa.x86.interrupt import Source, deliver, handle_fault
 from xuni.isa.x86.segment import STACK_SHADOW
-from xuni.isa.x86.state import Eflags, ExitKind, Seg
+from xuni.isa.x86.state import Eflags, ExitKind, Seg, State
 
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
@@ -57,10 +57,11 @@ def execute_one(cpu: SoftCpu) -> None:
 def inject(cpu: SoftCpu) -> None:
     """Deliver the acknowledged external interrupt."""
     s = cpu.s
-    vector = s.inject - 1
-    s.inject = 0
     s.halted = 0
-    deliver(cpu, vector, u64(int(Source.EXTERNAL)), u64(0), u64(0))
+    s.replay_next = 0
+    deliver(cpu, s.inject - 1, u64(int(Source.EXTERNAL)), u64(0), u64(0))
+    s.inject = 0  # not before: a device that the delivery touches makes it start over
+    s.replay_count = 0
 
 
 @native
@@ -100,15 +101,44 @@ def settle(cpu: SoftCpu) -> None:
 
 
 @native
+def enter_code(cpu: SoftCpu) -> None:
+    """From here on this processor may hold addresses of decoded code; it waits while the arena is being emptied."""
+    s, arena = cpu.s, cpu.arena
+    s.in_code = 1
+    cpu.fence()
+    while unlikely(arena.stop != 0):
+        s.in_code = 0
+        cpu.yield_host()
+        s.in_code = 1
+        cpu.fence()
+    if unlikely(s.arena_generation != arena.generation):
+        s.arena_generation = arena.generation
+        memory.flush_tlb(cpu)
+
+
+@native
 def empty_arena(cpu: SoftCpu) -> None:
-    """The arena is full: forget everything that was decoded."""
-    arena = cpu.struct(Arena, cpu.s.arena)
-    cpu.fill_bytes(arena.buckets, const(0, 8), u64(8 << HASH_BITS))
-    cpu.fill_bytes(arena.frames, const(0, 8), arena.frame_count << 4)
-    arena.next = arena.start
-    arena.end = arena.limit
-    arena.flushes = arena.flushes + 1
-    memory.flush_tlb(cpu)
+    """The arena is full: when all processors have left decoded code, forget it. This one has left it already."""
+    s, arena = cpu.s, cpu.arena
+    s.in_code = 0
+    if arena.place.exchange(Arena.offset_of("stop"), u64(0), u64(1)) != 0:
+        return  # another processor does it: `enter_code` waits
+    number = u64(0)
+    while number < arena.cpu_count:
+        other = cpu.struct(State, cpu.at(arena.cpus).load(number << 3, 64))
+        while other.in_code != 0:
+            cpu.yield_host()
+        number = number + 1
+    physical.lock_code(cpu)  # whoever delivers an event writes memory without being in decoded code
+    if arena.end == 0:
+        cpu.fill_bytes(arena.buckets, const(0, 8), u64(8 << HASH_BITS))
+        cpu.fill_bytes(arena.frames, const(0, 8), arena.frame_count << 4)
+        arena.next = arena.start
+        arena.end = arena.limit
+        arena.flushes = arena.flushes + 1
+        arena.generation = arena.generation + 1
+    physical.unlock_code(cpu)
+    arena.place.exchange(Arena.offset_of("stop"), u64(1), u64(0))
 
 
 @native
@@ -150,6 +180,9 @@ def run(cpu: SoftCpu) -> None:
 def delivered(cpu: SoftCpu, code: Bits) -> Bits:
     """What `events` answers after it delivered something, or failed to."""
     if code != 0:
+        if code == 1:
+            cpu.s.inject = 0
+            cpu.s.replay_count = 0
         return 2 - faulted(cpu, code) * 2
     cpu.s.delivering = 0
     return u64(2)
@@ -179,7 +212,7 @@ def events(cpu: SoftCpu) -> U64:
 def turn(cpu: SoftCpu) -> U64:
     """One round: events, then handlers until they return. 0 when there is an exit."""
     s = cpu.s
-    if s.kick != 0:
+    if (s.kick != 0) & (s.replay_count == 0) & (s.inject == 0):
         s.kick = 0
         s.exit_kind = int(ExitKind.SLICED)
         return u64(0)
@@ -201,8 +234,10 @@ def turn(cpu: SoftCpu) -> U64:
     careful = careful | (s.interrupt_shadow != 0) | (s.replay_count != 0) | (s.steps != 0)
     if unlikely(careful):
         return turn_carefully(cpu)
+    enter_code(cpu)
     code = cpu.attempt(execute)
     settle(cpu)
+    s.in_code = 0
     if unlikely(code != 0):
         return 1 - faulted(cpu, code)
     return u64(1)
@@ -216,8 +251,10 @@ def turn_carefully(cpu: SoftCpu) -> U64:
     s.budget = 0
     s.retired_target = s.retired
     s.replay_next = 0
+    enter_code(cpu)
     code = cpu.attempt(execute_one)
     settle(cpu)
+    s.in_code = 0
     s.budget = left - 1
     s.retired_target = s.retired + s.budget
     if unlikely(code != 0):

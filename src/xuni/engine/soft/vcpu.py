@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from xuni.engine.soft import build, saved
-from xuni.engine.soft.records import (
-    FILL_LOG,
-    HASH_BITS,
-    JUMP_ENTRIES,
-    PAGE,
-    TLB_ENTRIES,
-    Arena,
-    JumpEntry,
-    Leaf,
-    LeafFlag,
-    Privilege,
-    SlotRecord,
-    TlbEntry,
-)
+from xuni.engine.soft.code_cache import CodeCache
+from xuni.engine.soft.records import FILL_LOG, JUMP_ENTRIES, PAGE, TLB_ENTRIES, JumpEntry, Privilege
+from xuni.engine.soft.region import Parts, Region
 from xuni.exits import (
     Data,
     DebugCause,
@@ -62,25 +50,7 @@ from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Cr0, Cr4, Efer, Eflags,
 from xuni.isa.x86.translation import translate
 from xuni.memory.guest import GuestAddressError, GuestMemory
 
-ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
-MAP_NORESERVE: Final = 0x4000
 QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
-
-
-class Region:
-    """Zeroed host memory that compiled code works on."""
-
-    def __init__(self, size: int, executable: bool = False) -> None:
-        prot = mmap.PROT_READ | mmap.PROT_WRITE | (mmap.PROT_EXEC if executable else 0)
-        self.map = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE, prot)
-        # SAFETY: `map` is never closed or resized while this object lives, and the owner keeps it as long as addresses
-        # into it are known to compiled code.
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.map))
-
-    def put(self, offset: int, data: bytes) -> int:
-        """Copy bytes in; the host address of where they went."""
-        self.map[offset : offset + len(data)] = data
-        return self.address + offset
 
 
 class Code:
@@ -104,6 +74,11 @@ class Code:
         """A compiled function as a Python callable; it runs without the GIL."""
         prototype = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p, *types)
         return prototype(self.region.address + self.symbols[name])
+
+
+    def cache(self, memory: GuestMemory, features: frozenset[str]) -> CodeCache:
+        """An empty code cache, for the virtual CPUs of one machine."""
+        return CodeCache(memory, self.image.tables, self.handlers.tobytes(), features, self.function("host_write"))
 
 
 _code: Code | None = None
@@ -134,27 +109,29 @@ class SoftConfig:
 
 
 class BaseVcpu:
-    """One virtual CPU, whatever executes handlers. See `xuni.exits.Vcpu` for the interface.
-
-    `tables` are the decoder's; `handlers` what stands for each handler in them, 64 bits a handler.
-    """
+    """One virtual CPU, whatever executes handlers. See `xuni.exits.Vcpu` for the interface."""
 
     quantum = QUANTUM
 
-    def __init__(self, memory: GuestMemory, tables: dict[str, Any], handlers: bytes, config: SoftConfig | None,
+    def __init__(self, memory: GuestMemory, cache: CodeCache, config: SoftConfig | None,
                  clock_base: int | None) -> None:  # fmt: skip
         self.config = config or SoftConfig()
+        assert cache.memory is memory and cache.features == self.config.features
         self.memory = memory
-        self.tables = tables
-        self._lay_out(handlers)
+        self.cache = cache
+        tlb = len(cache.clean_tlb)
+        jumps = 3 * JUMP_ENTRIES * JumpEntry.SIZE
+        self.region = Parts({"state": State.SIZE, "tlb": tlb * len(Privilege), "jumps": jumps, "cpuid": 256 * 32,
+                             "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG})  # fmt: skip
+        self.region.put_part("tlb", cache.clean_tlb * len(Privilege))
+        self.region.put_part("jumps", b"\xff" * jumps)
         self.state = State(PlainPlace(self.region.address))
         # SAFETY: the region outlives the array (both belong to this object).
         self.q = (ctypes.c_uint64 * (State.SIZE // 8)).from_buffer(self.region.map)
         self.clock_base = time.monotonic_ns() if clock_base is None else clock_base
         self._set_up()
         self.reset()
-        memory.on_write.append(self._memory_written)
-        memory.on_remap.append(self._memory_remapped)
+        cache.attach(self.state, self.region.address, self._flush)
         self._stepping = False
 
     # -- what a back end does ------------------------------------------------------------------------------------------
@@ -162,82 +139,17 @@ class BaseVcpu:
         """Execute until `exit_kind` is set."""
         raise NotImplementedError
 
-    def _host_write(self) -> None:
-        """`memory.host_write`."""
-        raise NotImplementedError
-
     def _flush(self) -> None:
         """`memory.flush_tlb`."""
         raise NotImplementedError
 
-    # -- memory layout -------------------------------------------------------------------------------------------------
-    def _lay_out(self, handlers: bytes) -> None:
-        tlb = TLB_ENTRIES * TlbEntry.SIZE
-        jumps = JUMP_ENTRIES * JumpEntry.SIZE
-        tables = self.tables
-        frames = sum(slot.size for slot in self.memory.slots) // PAGE + 4096
-        sizes = {
-            "state": State.SIZE, "arena": Arena.SIZE, "tlb": tlb * len(Privilege), "clean": tlb, "jumps": jumps * 3,
-            "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG, "scratch": PAGE,
-            "slots": 64 * SlotRecord.SIZE, "cpuid": 256 * 32, "buckets": 8 << HASH_BITS,
-            "leaves": len(tables["leaves"]), "nodes": len(tables["nodes"]), "indexes": len(tables["indexes"]),
-            "handlers": len(handlers), "modrm": len(tables["modrm"]), "effects": len(tables["effects"]),
-            "fusions": len(tables["fusions"]), "prefixes": 256, "frames": 16 * frames, "ops": ARENA_SIZE,
-        }  # fmt: skip
-        at, place = 0, {}
-        for name, size in sizes.items():
-            place[name] = at
-            at += (size + 63) & ~63
-        self.region = Region(at)
-        self.place = {name: self.region.address + offset for name, offset in place.items()}
-        self._offset = place
-        self._frame_count = frames
-        clean = array("Q")
-        for i in range(TLB_ENTRIES):
-            other = ((i + 1) % TLB_ENTRIES) << 12
-            clean.extend((other, other, other, 0))
-        put = self.region.put
-        put(place["clean"], clean.tobytes())
-        for privilege in range(len(Privilege)):
-            put(place["tlb"] + privilege * tlb, clean.tobytes())
-        put(place["jumps"], b"\xff" * (jumps * 3))
-        put(place["handlers"], handlers)
-        for name in ("nodes", "indexes", "modrm", "effects", "fusions", "prefixes"):
-            put(place[name], tables[name])
-        put(place["leaves"], self._leaves())
-
-    def _leaves(self) -> bytes:
-        """The leaves, those of absent features replaced by the invalid one."""
-        leaves = bytearray(self.tables["leaves"])
-        size = Leaf.SIZE
-        for i, feature in enumerate(self.tables["features"]):
-            if feature not in self.config.features and feature != "base":
-                leaves[i * size : (i + 1) * size] = leaves[:size]
-        assert leaves[4] == LeafFlag.ENDS
-        return bytes(leaves)
-
     def _set_up(self) -> None:
-        s, place = self.state, self.place
-        arena = Arena(PlainPlace(place["arena"]))
-        arena.next = arena.start = place["ops"]
-        arena.end = arena.limit = place["ops"] + ARENA_SIZE
-        arena.buckets = place["buckets"]
-        arena.frames = place["frames"]
-        arena.frame_count = self._frame_count
-        arena.handler_indexes = place["indexes"]
-        arena.clean_tlb = place["clean"]
-        arena.scratch_page = place["scratch"]
-        for name in ("leaves", "nodes", "handlers", "modrm", "effects", "fusions", "prefixes"):
-            setattr(arena, name, place[name])
-        self.arena = arena
-        s.arena = place["arena"]
-        s.tlb_base = place["tlb"]
-        s.jump_cache_base = place["jumps"]
-        s.tlb_global, s.fill_log = place["global"], place["fills"]
+        s, place = self.state, self.region.address_of
+        s.tlb_base, s.jump_cache_base = place("tlb"), place("jumps")
+        s.tlb_global, s.fill_log = place("global"), place("fills")
         for i in range(3):
             s.jump_generations[i] = 1 << 48
-        s.slots = place["slots"]
-        s.cpuid_table = place["cpuid"]
+        s.cpuid_table = place("cpuid")
         libc = ctypes.CDLL(None)
         s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0
         s.clock_base = self.clock_base
@@ -249,37 +161,12 @@ class BaseVcpu:
         for i, word in enumerate(features_table.feature_words(self.config.features)):
             s.features[i] = word
         self._write_cpuid()
-        self._write_slots()
 
     def _write_cpuid(self) -> None:
         rows = build_cpuid_table(self.config.features, self.config.cpus, self.config.physical_bits,
                                  self.config.identity, self.config.topology)
-        self.region.put(self._offset["cpuid"], b"".join(row.pack() for row in rows))
+        self.region.put_part("cpuid", b"".join(row.pack() for row in rows))
         self.state.cpuid_count = len(rows)
-
-    def _write_slots(self) -> None:
-        slots = self.memory.slots
-        frame = 0
-        for i, slot in enumerate(slots):
-            record = SlotRecord(PlainPlace(self.place["slots"] + i * SlotRecord.SIZE))
-            record.start, record.size, record.host = slot.start, slot.size, slot.host_address
-            record.writable, record.frame = int(slot.writable), frame
-            frame += slot.size // PAGE
-        assert frame <= self._frame_count
-        low = [slot for slot in slots if slot.start == 0]
-        self.state.low_size = low[0].size if low else 0
-        self.state.low_host = low[0].host_address if low else 0
-        self.state.slot_count = len(slots)
-
-    def _memory_written(self, address: int, length: int) -> None:
-        self.q[State.offset_of("scratch") // 8 + 8] = address
-        self.q[State.offset_of("scratch") // 8 + 9] = length
-        self._host_write()
-
-    def _memory_remapped(self) -> None:
-        self._write_slots()
-        self.arena.end = 0
-        self._flush()
 
     # -- registers -----------------------------------------------------------------------------------------------------
     def reset(self) -> None:
@@ -341,12 +228,12 @@ class BaseVcpu:
 
     def bytes_of(self, name: str, offset: int, length: int) -> bytes:
         """Bytes of a field of the state."""
-        at = self._offset["state"] + State.offset_of(name) + offset
+        at = State.offset_of(name) + offset
         return self.region.map[at : at + length]
 
     def put_bytes(self, name: str, offset: int, data: bytes) -> None:
         """Write bytes of a field of the state."""
-        self.region.put(self._offset["state"] + State.offset_of(name) + offset, data)
+        self.region.put(State.offset_of(name) + offset, data)
 
     @property
     def rflags(self) -> int:
@@ -466,30 +353,27 @@ class BaseVcpu:
     def now(self) -> int:
         return time.monotonic_ns() - self.clock_base
 
+    def set_now(self, nanoseconds: int) -> None:
+        self.clock_base = self.state.clock_base = time.monotonic_ns() - nanoseconds
+
     def close(self) -> None:
         """Forget the guest memory's hooks."""
-        if self._memory_written in self.memory.on_write:
-            self.memory.on_write.remove(self._memory_written)
-        if self._memory_remapped in self.memory.on_remap:
-            self.memory.on_remap.remove(self._memory_remapped)
+        self.cache.close()
 
 
 class SoftVcpu(BaseVcpu):
-    """The virtual CPU that compiled code executes."""
+    """The virtual CPU that compiled code executes. `cache`: that of the machine's other virtual CPUs, if any."""
 
     def __init__(self, memory: GuestMemory, config: SoftConfig | None = None, *, clock_base: int | None = None,
-                 compiled: Code | None = None) -> None:  # fmt: skip
+                 compiled: Code | None = None, cache: CodeCache | None = None) -> None:  # fmt: skip
         self.code = compiled or code()
         self._run_compiled = self.code.function("run")
-        self._host_write_compiled = self.code.function("host_write")
         self._flush_compiled = self.code.function("flush_tlb")
-        super().__init__(memory, self.code.image.tables, self.code.handlers.tobytes(), config, clock_base)
+        config = config or SoftConfig()
+        super().__init__(memory, cache or self.code.cache(memory, config.features), config, clock_base)
 
     def _call(self) -> None:
         self._run_compiled(self.region.address)
-
-    def _host_write(self) -> None:
-        self._host_write_compiled(self.region.address)
 
     def _flush(self) -> None:
         self._flush_compiled(self.region.address)

@@ -110,8 +110,10 @@ class Cpu:
         """Write guest-physical memory; unbacked addresses ignore it."""
         raise NotImplementedError
 
-    def or_physical(self, address: Bits, bits: Bits) -> None:
-        """Atomically set bits of a naturally aligned value in guest-physical memory (accessed and dirty bits)."""
+    def mark_entry(self, address: Bits, entry: Bits, flags: Bits) -> Bits:
+        """Set flags (accessed, dirty) of a paging-structure entry in guest-physical memory, atomically and only if it
+        still is `entry`. Whether it was, width 1; memory that takes no writes counts as done.
+        """
         raise NotImplementedError
 
     def window(self, segment: int | Bits, offset: Bits, write: bool) -> tuple[Bits, Bits]:

@@ -56,6 +56,8 @@ PAGE_SIZE: Final = 1 << 7
 GLOBAL: Final = 1 << 8
 EXECUTE_DISABLE: Final = 1 << 63
 
+CHANGED: Final = 0  # in place of rights: an entry was changed meanwhile, here or elsewhere; the walk starts over
+
 _FRAME: Final = 0x000F_FFFF_FFFF_F000  # bits of an entry that may hold an address
 _FRAME_PAE: Final = 0x7FFF_FFFF_FFFF_F000  # outside IA-32e mode bits 62:52 are reserved too
 _LARGE: Final = {21: 0x1FE000, 30: 0x3FFFE000}  # reserved bits of a 2M and a 1G entry
@@ -144,10 +146,14 @@ def _permit(cpu: Cpu, linear: U64, access: U64, allow: U64, deny: U64, leaf: U64
 
 
 @staged
-def _mark(cpu: Cpu, address: Bits, entry: Bits, flags: int | Bits) -> None:
-    """Set the accessed (and dirty) flags of an entry that lacks them."""
+def _mark(cpu: Cpu, address: Bits, entry: Bits, flags: int | Bits) -> Bits:
+    """Set the accessed (and dirty) flags of an entry that lacks them; 0 if it has changed: by another processor, or by
+    this walk, where one entry serves two levels.
+    """
+    done = u1(1)
     if (~entry & flags) != 0:
-        cpu.or_physical(address, (entry & 0) | flags)
+        done = cpu.mark_entry(address, entry, (entry & 0) | flags)
+    return done
 
 
 @staged
@@ -184,16 +190,16 @@ def _walk_32(cpu: Cpu, linear: U64, access: U64) -> tuple[U64, U64]:
     _check(cpu, linear, access, upper, reserved)
     if is_large:
         rights = _permit(cpu, linear, access, upper, u64(0), upper, u64(0))
-        _mark(cpu, upper_at, upper.trunc(32), _leaf_flags(access).trunc(32))
+        marked = _mark(cpu, upper_at, upper.trunc(32), _leaf_flags(access).trunc(32))
         frame = (upper & 0xFFC00000) | (upper >> 13 & 0xFF) << 32
-        return frame | (linear & 0x3FFFFF), rights | 22 << 8
+        return frame | (linear & 0x3FFFFF), select(marked, rights | 22 << 8, CHANGED)
     lower_at = (upper & 0xFFFFF000) | (linear >> 10 & 0xFFC)
     lower = cpu.load_physical(lower_at, 32).zext(64)
     _check(cpu, linear, access, lower, u64(0))
     rights = _permit(cpu, linear, access, upper & lower, u64(0), lower, u64(0))
-    _mark(cpu, upper_at, upper.trunc(32), ACCESSED)
-    _mark(cpu, lower_at, lower.trunc(32), _leaf_flags(access).trunc(32))
-    return (lower & 0xFFFFF000) | (linear & 0xFFF), rights | 12 << 8
+    marked = _mark(cpu, upper_at, upper.trunc(32), ACCESSED)
+    marked = marked & _mark(cpu, lower_at, lower.trunc(32), _leaf_flags(access).trunc(32))
+    return (lower & 0xFFFFF000) | (linear & 0xFFF), select(marked, rights | 12 << 8, CHANGED)
 
 
 @native
@@ -210,15 +216,15 @@ def _walk_pae(cpu: Cpu, linear: U64, access: U64) -> tuple[U64, U64]:
     _check(cpu, linear, access, upper, select(is_large, reserved | _LARGE[21], reserved))
     if is_large:
         rights = _permit(cpu, linear, access, upper, upper, upper, u64(0))
-        _mark(cpu, upper_at, upper, _leaf_flags(access))
-        return (upper & (_FRAME & ~0x1FFFFF)) | (linear & 0x1FFFFF), rights | 21 << 8
+        marked = _mark(cpu, upper_at, upper, _leaf_flags(access))
+        return (upper & (_FRAME & ~0x1FFFFF)) | (linear & 0x1FFFFF), select(marked, rights | 21 << 8, CHANGED)
     lower_at = (upper & _FRAME) | (linear >> 9 & 0xFF8)
     lower = cpu.load_physical(lower_at, 64)
     _check(cpu, linear, access, lower, reserved)
     rights = _permit(cpu, linear, access, upper & lower, upper | lower, lower, u64(0))
-    _mark(cpu, upper_at, upper, ACCESSED)
-    _mark(cpu, lower_at, lower, _leaf_flags(access))
-    return (lower & _FRAME) | (linear & 0xFFF), rights | 12 << 8
+    marked = _mark(cpu, upper_at, upper, ACCESSED)
+    marked = marked & _mark(cpu, lower_at, lower, _leaf_flags(access))
+    return (lower & _FRAME) | (linear & 0xFFF), select(marked, rights | 12 << 8, CHANGED)
 
 
 @native
@@ -264,13 +270,14 @@ def _walk_long(cpu: Cpu, linear: U64, access: U64) -> tuple[U64, U64]:
     if (s.cr4 & (Cr4.PKE | Cr4.PKS)) != 0:
         denied = _key_denies(cpu, leaf >> 59 & 15, (allow & USER) != 0, (access & Access.USER) != 0)
     rights = _permit(cpu, linear, access, allow, deny, leaf, denied)
+    marked = u1(1)
     if la57:
-        _mark(cpu, at5, entry5, ACCESSED)
-    _mark(cpu, at4, entry4, ACCESSED)
-    _mark(cpu, at3, entry3, ACCESSED)
-    _mark(cpu, at2, entry2, ACCESSED)
-    _mark(cpu, leaf_at, leaf, _leaf_flags(access))
-    return (leaf & _FRAME & ~inside) | (linear & inside), rights | size
+        marked = _mark(cpu, at5, entry5, ACCESSED)
+    marked = marked & _mark(cpu, at4, entry4, ACCESSED)
+    marked = marked & _mark(cpu, at3, entry3, ACCESSED)
+    marked = marked & _mark(cpu, at2, entry2, ACCESSED)
+    marked = marked & _mark(cpu, leaf_at, leaf, _leaf_flags(access))
+    return (leaf & _FRAME & ~inside) | (linear & inside), select(marked, rights | size, CHANGED)
 
 
 @native
@@ -283,8 +290,12 @@ def walk(cpu: Cpu, linear: U64, access: U64) -> tuple[U64, U64]:
     s = cpu.s
     if (s.cr0 & Cr0.PG) == 0:
         return linear & 0xFFFFFFFF, u64(Rights.READ | Rights.WRITE | Rights.EXECUTE | 12 << 8)
-    if (s.efer & Efer.LMA) != 0:
-        return _walk_long(cpu, linear, access)
-    if (s.cr4 & Cr4.PAE) != 0:
-        return _walk_pae(cpu, linear & 0xFFFFFFFF, access)
-    return _walk_32(cpu, linear & 0xFFFFFFFF, access)
+    physical, rights = u64(0), u64(CHANGED)
+    while rights == CHANGED:
+        if (s.efer & Efer.LMA) != 0:
+            physical, rights = _walk_long(cpu, linear, access)
+        elif (s.cr4 & Cr4.PAE) != 0:
+            physical, rights = _walk_pae(cpu, linear & 0xFFFFFFFF, access)
+        else:
+            physical, rights = _walk_32(cpu, linear & 0xFFFFFFFF, access)
+    return physical, rights

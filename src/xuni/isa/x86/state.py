@@ -281,4 +281,7 @@ class State(Struct):
     random_seed = Field(64)
     fpu_host = Array(64, 4)  # host x87 control word and MXCSR while handlers run
     watched = Array(64, 64)  # of frames with decoded code that are written to: pointer << 8 | count, see note_write
+    in_code = Field(64)  # this processor may be in decoded code: others do not free it
+    arena_generation = Field(64)  # the decoded code that its jump caches know
+    pauses = Field(64)  # PAUSE instructions executed
     reserved = Array(64, 32)
