@@ -17,6 +17,7 @@ from xuni.machine.machine import CpuConfig, Engine
 from xuni.memory.guest import GuestMemory
 
 if TYPE_CHECKING:
+    from xuni.engine.soft.code_cache import CodeCache
     from xuni.engine.soft.vcpu import SoftVcpu
 
 STDERR: Final = 2
@@ -43,9 +44,12 @@ def soft(cpu: CpuModel) -> Engine:
         raise EngineError(str(error)) from error
     base = time.monotonic_ns()
 
+    caches: dict[int, CodeCache] = {}
+
     def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
+        cache = caches.get(id(memory)) or caches.setdefault(id(memory), compiled.cache(memory, cpu.features))
         kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits)
-        return SoftVcpu(memory, kind, clock_base=base, compiled=compiled)
+        return SoftVcpu(memory, kind, clock_base=base, compiled=compiled, cache=cache)
 
     return make
 

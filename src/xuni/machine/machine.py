@@ -12,7 +12,7 @@ from xuni.bus.ports import WideDevice
 from xuni.bus.timers import NEVER
 from xuni.exits import Hypercall, Vcpu
 from xuni.machine.hypercalls import NO_SUCH_CALL
-from xuni.machine.processor import RESUME, Processor
+from xuni.machine.processor import Processor
 from xuni.machine.run import run
 from xuni.machine.stopped import STANDSTILL, Interrupted, Reset, Stopped, Timeout
 
@@ -68,11 +68,11 @@ class Machine:
         """What a guest's kernel asks its hypervisor; the board answers."""
         self.reboot: Callable[[], None] | None = None
         """What a guest's reset does after the chips' reset: load the guest again. None: a reset stops the machine."""
+        self.on_restart: list[Callable[[], None]] = []
+        """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
         """How a halted processor sleeps, for clocks that are not the host's: a condition, and seconds or None."""
         self._timeout = self.bus.timers.timer(self._time_out)
-        self.on_restart: list[Callable[[], None]] = []
-        """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self._timeout_seconds = 0.0
         self._next_beat = 0
         self._failure: BaseException | None = None
@@ -138,13 +138,8 @@ class Machine:
                 chip.reset()
             for processor in self.processors:
                 processor.apic.reset()
-                processor.vcpu.init()
-                processor.reply = RESUME
-                processor.signalled = processor.halted_with_interrupt = False
+                processor.reset()
 
-    def request_reset(self) -> None:
-        """A chip's reset output: stops the processors; `run` then reboots or returns `Reset`."""
-        self.stop(Reset())
     def restart(self) -> None:
         """Reset and load the guest again, where `reboot` knows how. While nothing runs."""
         assert self.reboot is not None
@@ -161,6 +156,9 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.set_now(nanoseconds)
 
+    def request_reset(self) -> None:
+        """A chip's reset output: stops the processors; `run` then reboots or returns `Reset`."""
+        self.stop(Reset())
 
     # -- for the loop ------------------------------------------------------------------------------------------------
 
@@ -214,13 +212,13 @@ class Machine:
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
-
-    def _run_in_thread(self, processor: Processor) -> None:
-        try:
         with self.bus.lock:  # taken, so that a stop from now on is for the next run
             stopped, self.stopped = self.stopped, None
         assert stopped is not None
         return stopped
+
+    def _run_in_thread(self, processor: Processor) -> None:
+        try:
             run(processor, self)
         except BaseException as failure:
             self._failure = failure

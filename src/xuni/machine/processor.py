@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from threading import Condition, RLock
 
 from xuni.devices.apic.local import LocalApic
@@ -38,6 +40,7 @@ class Processor:
         self.thread_id = 0
         """The host's number of the thread that runs it, or ran it last."""
         self.wake = Condition(lock)
+        self._orders: list[Callable[[], None]] = []
 
     def set_interrupt(self, level: bool) -> None:
         """Drive INTR."""
@@ -58,14 +61,33 @@ class Processor:
 
     def init(self) -> None:
         """Pulse INIT#."""
-        self.vcpu.init()
-        self.vcpu.kick()  # to have its loop see that it waits for a start-up IPI now
+        self._orders.append(self.vcpu.init)
+        self.vcpu.kick()  # to have its loop see the order
         self._signal()
 
     def startup(self, vector: int) -> None:
         """Start-up IPI."""
-        self.vcpu.startup(vector)
+        self._orders.append(partial(self.vcpu.startup, vector))
         self._signal()
+
+    @property
+    def ordered(self) -> bool:
+        """Whether INIT or a start-up IPI waits to be obeyed."""
+        return bool(self._orders)
+
+    def obey(self) -> None:
+        """Do what INIT and start-up IPIs ordered, in the thread that runs the virtual CPU: nobody else may touch it."""
+        while self._orders:
+            self._orders.pop(0)()
+            self.reply = RESUME
+            self.halted_with_interrupt = False
+
+    def reset(self) -> None:
+        """As INIT for a processor that does not run."""
+        self._orders.clear()
+        self.vcpu.init()
+        self.reply = RESUME
+        self.signalled = self.halted_with_interrupt = False
 
     def notify(self) -> None:
         """Have a sleeping loop look again."""

@@ -38,9 +38,9 @@ vcpu_exit = Probe("vcpu_exit", "cpu", "exit")
 vcpu_reply = Probe("vcpu_reply", "cpu", "reply")
 
 PAGE_OFFSET, PAGE_BASE = 0xFFF, ~0xFFF
-
 BETWEEN: Final = (Sliced, Halt, Debugged)
 """The exits after which a processor stands between two instructions."""
+
 
 def run(processor: Processor, machine: Machine) -> Stopped:
     """Run one processor until the machine stops; `processor.reply` then holds what it must be told to go on.
@@ -50,16 +50,19 @@ def run(processor: Processor, machine: Machine) -> Stopped:
     """
     vcpu, apic, bus = processor.vcpu, processor.apic, machine.bus
     ports, mmio, timers, lock, now = bus.ports, bus.mmio, bus.timers, bus.lock, bus.timers.now
-    while True:
     processor.thread_id = get_native_id()
     event: Exit | None = None
-        if apic.state.waiting_for_sipi:
+    while True:
+        if processor.ordered or apic.state.waiting_for_sipi:
             with lock:
-                sleep(processor, machine)
-        if machine.stopped is not None:
+                processor.obey()
+                if apic.state.waiting_for_sipi:
+                    sleep(processor, machine)
+                    processor.obey()
         if processor.held:
             with lock:
                 stand_still(processor, machine)
+        if machine.stopped is not None:
             at_rest = isinstance(event, BETWEEN) or processor.held or apic.state.waiting_for_sipi
             if at_rest or not isinstance(machine.stopped, STANDSTILL):
                 return machine.stopped
@@ -98,17 +101,17 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                 case Hypercall():
                     processor.reply = Data(machine.hypercall(event))
                 case Halt():
+                    if processor.masked:
+                        processor.mask(False)  # a step into a halt lasts until the interrupt
                     halt(processor, machine)
                     continue
                 case Sliced():
-                    if processor.masked:
-                        processor.mask(False)  # a step into a halt lasts until the interrupt
                     machine.beat()
                 case Debugged(cause, address):
+                    processor.debugged = event
                     machine.stop(DebugStop(processor.index, cause, address))
                 case Shutdown(reason):
                     machine.stop(TripleFault(reason))
-                    processor.debugged = event
                 case EngineFailure(reason):
                     machine.stop(EngineFailed(reason))
                 case unexpected:
@@ -120,9 +123,6 @@ def run(processor: Processor, machine: Machine) -> Stopped:
                 timers.run_due()
 
 
-def halt(processor: Processor, machine: Machine) -> None:
-    """HLT: sleep until there is a reason to go on.
-
 def stand_still(processor: Processor, machine: Machine) -> None:
     """Execute nothing until the machine stops; the first processor runs the timers all the same."""
     timers = machine.bus.timers
@@ -132,6 +132,9 @@ def stand_still(processor: Processor, machine: Machine) -> None:
         else:
             machine.wait(processor)
 
+
+def halt(processor: Processor, machine: Machine) -> None:
+    """HLT: sleep until there is a reason to go on.
 
     A processor that halts again and again with INTR up has its interrupts disabled: only a signal can wake it then.
     """
