@@ -23,7 +23,7 @@ class Description:
     memory: int
     """Bytes."""
     cpus: int = 1
-    cpu: CpuModel = models.MAX
+    cpu: CpuModel = models.XUNI
     board: PcConfig = field(default_factory=PcConfig)
     """The devices. Its number of processors and its local APICs follow from `cpus` and `cpu`."""
     engine: str = "auto"

@@ -48,7 +48,7 @@ def soft(cpu: CpuModel) -> Engine:
 
     def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
         cache = caches.get(id(memory)) or caches.setdefault(id(memory), compiled.cache(memory, cpu.features))
-        kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits)
+        kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits, cpu.identity)
         return SoftVcpu(memory, kind, clock_base=base, compiled=compiled, cache=cache)
 
     return make

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from xuni.isa.x86 import models
-from xuni.isa.x86.features import choose
 from xuni.isa.x86.models import CpuModel
 
 SIZE = re.compile(r"(\d{1,18})([kmgt]?)(i?b)?\Z", re.IGNORECASE | re.ASCII)
@@ -74,25 +73,17 @@ class Seconds(click.ParamType[float]):
 
 
 class CpuType(click.ParamType[CpuModel]):
-    """A processor: +NAME and -NAME of CPU features, phys-bits=N, with commas between them."""
+    """A processor: a model's name, +NAME and -NAME of CPU features, properties as phys-bits=N, with commas between."""
 
     name = "cpu"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> CpuModel:
         if isinstance(value, CpuModel):
             return value
-        signs: dict[str, list[str]] = {"+": [], "-": []}
-        bits = models.PHYSICAL_BITS
-        for word in str(value).split(","):
-            if word[:1] in signs and word[1:]:
-                signs[word[0]].append(word[1:])
-            elif found := re.fullmatch(r"phys-bits=([0-9]{1,3})", word):
-                bits = int(found[1])
-            else:
-                self.fail(f"{word!r} says nothing of a CPU; write +la57, -pcid or phys-bits=40", param, ctx)
-        if not 36 <= bits <= 52:
-            self.fail(f"phys-bits={bits}: a physical address has 36 to 52 bits", param, ctx)
         try:
-            return CpuModel(features=choose(signs["+"], signs["-"]), physical_bits=bits)
+            model, notes = models.parse(str(value))
         except ValueError as error:
-            self.fail(str(error), param, ctx)
+            self.fail(f"{error}; write +la57, -pcid, phys-bits=40 or a model's name", param, ctx)
+        for note in notes:
+            click.echo(f"xuni: warning: --cpu {value}: {note}", err=True)
+        return model

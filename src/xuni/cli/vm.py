@@ -44,8 +44,9 @@ def vm() -> None:
 @click.option("--append", metavar="ARGS", help="The kernel's command line; added to a named guest's own.")
 @click.option("--memory", type=Size(), default=DEFAULT_MEMORY, show_default=True, help="Guest memory: 512M, 2G.")
 @click.option("--cpus", type=click.IntRange(1, 255), default=1, show_default=True, help="Virtual CPUs.")
-@click.option("--cpu", type=CpuType(), default=models.MAX, metavar="+NAME,-NAME",
-              help="Features that the CPU has besides (+la57, +amd) or lacks (-pcid); phys-bits=N.")
+@click.option("--cpu", type=CpuType(), default=models.XUNI, metavar="MODEL,+NAME,-NAME",
+              help="The CPU: xuni (the default), or a model of `xuni qemu -cpu help`; features that it has besides "
+                   "(+la57) or lacks (-pcid); phys-bits=N.")
 @click.option("--serial", type=SerialType(), metavar="stdio|file:PATH|null",
               help="Where the first serial port ends; stdio unless a command's output takes it.")
 @click.option("--timeout", type=Seconds(), help="End the guest after so many seconds, with status 124.")
