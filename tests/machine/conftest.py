@@ -7,7 +7,7 @@ from threading import Condition
 
 import pytest
 
-from xuni.exits import Exit, Reply, Sliced
+from xuni.exits import DebugControl, Exit, Reply, Sliced
 from xuni.machine.machine import CpuConfig
 from xuni.machine.pc import Pc, PcConfig
 from xuni.memory.guest import GuestMemory
@@ -61,6 +61,14 @@ class ScriptedCpu:
 
     def now(self) -> int:
         return self.clock
+
+    def set_now(self, nanoseconds: int) -> None:
+        self.log.append(("clock", nanoseconds))
+
+    def debug(self, control: DebugControl) -> None:
+        if len(control.watchpoints) > 4:
+            raise ValueError("four watchpoints")
+        self.log.append(control)
 
 
 MakePc = Callable[..., Pc]

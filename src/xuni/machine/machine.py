@@ -14,7 +14,7 @@ from xuni.exits import Hypercall, Vcpu
 from xuni.machine.hypercalls import NO_SUCH_CALL
 from xuni.machine.processor import Processor
 from xuni.machine.run import run
-from xuni.machine.stopped import STANDSTILL, Interrupted, Reset, Stopped, Timeout
+from xuni.machine.stopped import STANDSTILL, Interrupted, Paused, Reset, Stopped, Timeout
 
 if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
@@ -147,6 +147,14 @@ class Machine:
         self.reboot()
         for notify in self.on_restart:
             notify()
+
+    def settle(self) -> None:
+        """Let every processor finish the instruction that it is in the middle of. While nothing runs."""
+        self.stop(Paused())
+        for processor in self.processors:
+            run(processor, self)
+        with self.bus.lock:
+            self.stopped = None
 
     def press_power_button(self) -> None:
         """Tell the guest that its user wants it off. A board without such a button does nothing."""
