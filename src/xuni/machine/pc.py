@@ -184,12 +184,12 @@ class Pc(Machine):
         """A chip's power output."""
         self.stop(PowerOff())
 
-    # -- wiring ------------------------------------------------------------------------------------------------------
-
     def press_power_button(self) -> None:
         """As the button on the case does: an ACPI event."""
         with self.bus.lock:
             self.acpi.press_power_button()
+
+    # -- wiring ------------------------------------------------------------------------------------------------------
 
     def _local_apic(self, index: int) -> LocalApic:
         processor = self.processors[index]
