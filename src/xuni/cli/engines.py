@@ -27,9 +27,21 @@ def engine(name: str, cpu: CpuModel) -> Engine:
     """What makes processors of this kind: `name` is auto, soft or kvm. Raises `Refusal` if that cannot be had here."""
     match name:
         case "kvm":
-            raise Refusal("this version has no KVM engine; use --engine soft or leave the option out")
+            return kvm(cpu)
         case _:
             return soft(cpu)
+
+
+def kvm(cpu: CpuModel) -> Engine:
+    """KVM's. Raises `Refusal` here rather than when the first processor is made."""
+    from xuni.engine.kvm.engine import KvmEngine
+    from xuni.host.kvm import Kvm, KvmUnavailable
+
+    try:
+        Kvm().close()
+    except KvmUnavailable as error:
+        raise Refusal(f"--engine kvm: {error}") from error
+    return KvmEngine(cpu.features, cpu.physical_bits, cpu.identity)
 
 
 def soft(cpu: CpuModel) -> Engine:

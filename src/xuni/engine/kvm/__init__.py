@@ -1,0 +1,1 @@
+"""The processor itself as engine: virtual CPUs of Linux's KVM behind the interface of `xuni.exits.Vcpu`."""

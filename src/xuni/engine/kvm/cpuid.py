@@ -1,0 +1,64 @@
+"""What CPUID tells a guest under KVM: the project's own table, down to what the host and KVM can give.
+
+The board's interrupt controllers and timers are ours, so their features do not depend on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from xuni.host.kvm.structures import CpuidEntry2
+from xuni.isa.x86.cpuid import BUS_KHZ, HYPERVISOR, MAX_HYPERVISOR, CpuidRow, build_cpuid_table
+from xuni.isa.x86.features import FEATURES, choose
+
+if TYPE_CHECKING:
+    from xuni.engine.kvm.vcpu import KvmConfig
+
+OURS: Final = frozenset({"base", "apic", "x2apic", "tsc_deadline_timer", "arat", "hypervisor", "ht", "constant_tsc"})
+"""What the board gives, whatever the host has."""
+ADDRESS_BITS: Final = 0x80000008
+_REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
+
+
+def usable(wanted: frozenset[str], supported: Iterable[CpuidEntry2]) -> frozenset[str]:
+    """Those of the features that KVM on this host can give a guest; what needs one that is missing goes too."""
+    words = {(entry.function, entry.index): entry for entry in supported}
+    missing = set()
+    for feature in FEATURES:
+        if feature.name in OURS or feature.bit < 0:
+            continue
+        entry = words.get((feature.leaf, feature.subleaf))
+        if entry is None or not getattr(entry, _REGISTERS[feature.register]) >> feature.bit & 1:
+            missing.add(feature.name)
+    return choose(minus=missing, base=wanted)
+
+
+def physical_bits(supported: Iterable[CpuidEntry2]) -> int:
+    """MAXPHYADDR of the host, the most that a guest may have."""
+    return next((int(entry.eax) & 0xFF for entry in supported if entry.function == ADDRESS_BITS), 36)
+
+
+def entries(features: frozenset[str], config: KvmConfig, bits: int, tsc_khz: int) -> list[CpuidEntry2]:
+    """One processor's rows for KVM_SET_CPUID2. KVM itself adds what changes at run time (OSXSAVE, OSPKE, sizes)."""
+    rows = []
+    for row in build_cpuid_table(features, config.cpus, bits, config.identity):
+        match row.leaf:
+            case 1:
+                row = replace(row, ebx=row.ebx | config.apic_id << 24)
+            case 0xB:
+                row = replace(row, edx=config.apic_id)
+            case 0x15:  # the ratio of the counter to the crystal, which is the local APIC's clock
+                row = replace(row, eax=BUS_KHZ, ebx=tsc_khz)
+            case 0x16:
+                row = replace(row, eax=tsc_khz // 1000, ebx=tsc_khz // 1000)
+            case leaf if leaf == MAX_HYPERVISOR and leaf != HYPERVISOR:
+                row = replace(row, eax=tsc_khz)
+        rows.append(_entry(row))
+    return rows
+
+
+def _entry(row: CpuidRow) -> CpuidEntry2:
+    flags = 0 if row.subleaf is None else CpuidEntry2.SIGNIFICANT_INDEX
+    return CpuidEntry2(row.leaf, row.subleaf or 0, flags, row.eax, row.ebx, row.ecx, row.edx)

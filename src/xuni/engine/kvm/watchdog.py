@@ -1,0 +1,69 @@
+"""Sees when KVM_RUN makes no progress: some hosts' KVM executes certain instructions over and over.
+
+At every interruption of KVM_RUN it looks at the registers. If they have not changed for a while the guest may still be
+well (a jump to itself), so the next instruction is tried as a single step: only a step that does not end is a hang. That
+instruction is then executed by our own semantics, and if they lead back to the same place the engine has failed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from xuni.exits import EngineFailure, Exit
+from xuni.host.kvm.structures import GuestDebug
+from xuni.trace import Probe
+
+if TYPE_CHECKING:
+    from xuni.engine.kvm.vcpu import KvmVcpu
+
+kvm_stuck = Probe("kvm_stuck", "cpu", "rip", "instruction")
+
+PATIENCE: Final = 150_000_000  # ns without a change of registers
+STEP_TIME: Final = 100_000_000  # ns for one instruction
+RESCUES: Final = 64  # of the same instruction, one after the other
+
+
+class Watchdog:
+    """Belongs to one virtual CPU."""
+
+    def __init__(self, vcpu: KvmVcpu) -> None:
+        self._vcpu = vcpu
+        self._seen = b""
+        self._since = 0
+        self._rescued = 0
+        self._rip = 0
+
+    def look(self) -> Exit | None:
+        """KVM_RUN was interrupted: an exit if the guest hangs in it."""
+        vcpu = self._vcpu
+        seen, now = bytes(vcpu.kvm.regs()), time.monotonic_ns()
+        if seen != self._seen or vcpu.halted:
+            self._seen, self._since = seen, now
+            return None
+        if now - self._since < PATIENCE or vcpu.debugger.active:
+            return None
+        self._since = now
+        return self._try_one_step()
+
+    def _try_one_step(self) -> Exit | None:
+        vcpu = self._vcpu
+        vcpu.kvm.debug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP)
+        try:
+            with vcpu.alarm_after(STEP_TIME):
+                began = time.monotonic_ns()
+                if vcpu.kvm.run():
+                    return vcpu.after_step()
+        finally:
+            vcpu.kvm.debug(0)
+        if time.monotonic_ns() - began < STEP_TIME:
+            return None  # someone else interrupted it
+        rip = int(vcpu.kvm.regs().rip)
+        instruction = vcpu.instruction_bytes()
+        if kvm_stuck.on:
+            kvm_stuck(vcpu.config.apic_id, rip, instruction)
+        self._rescued = self._rescued + 1 if rip == self._rip else 0
+        self._rip = rip
+        if self._rescued >= RESCUES:
+            return EngineFailure(f"KVM_RUN makes no progress at RIP {rip:#x}, instruction bytes {instruction.hex(' ')}")
+        return vcpu.fallback.begin(instruction)
