@@ -138,7 +138,7 @@ def test_a_reader_that_goes_away_ends_it(environment: Mapping[str, str]) -> None
     (["--memory", "lots"], "'lots' is not a size; write 512M or 2G"),
     (["--memory", "0"], "a guest needs some memory"),
     (["--serial", "tcp:1"], "write stdio, file:PATH or null"),
-    (["--serial", "file:/nonexistent/x", "--", "true"], "--serial file:/nonexistent/x: No such file or directory"),
+    (["--serial", "file:/nonexistent/x", "--", "true"], "serial line to /nonexistent/x: No such file or directory"),
     (["--timeout", "-1"], "not a positive number of seconds"),
     (["--cpus", "0"], "0 is not in the range"),
     (["--trace", "nosuch", "--", "true"], "--trace: no probe matches 'nosuch'; there are vcpu_exit, vcpu_reply"),

@@ -49,3 +49,5 @@ class BoardFacts:
     keyboard: I8042Config | None = field(default_factory=I8042Config)
     rtc: RtcConfig | None = field(default_factory=RtcConfig)
     pci: PciConfig | None = field(default_factory=PciConfig)
+    acpi_tables: bool = True
+    """Whether ACPI tables say all this; else the guest must know or probe."""

@@ -90,7 +90,7 @@ def load(memory: GuestMemory, config: BootConfig, board: BoardFacts | None = Non
     kind = recognise(image) if config.format is Format.AUTO else config.format
     placement = Placement(memory)
     firmware.install(memory, board)
-    rsdp = acpi.build(memory, board)
+    rsdp = acpi.build(memory, board) if board.acpi_tables else 0
     modules = [item if isinstance(item, Module) else Module(item) for item in config.initrd]
     boot = LinuxBoot(config.append, [module.source for module in modules], rsdp, config.rng_seed)
     match kind:

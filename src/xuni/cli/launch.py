@@ -156,15 +156,15 @@ def _sink(serial: SerialEnd, ends: Ends, open_files: ExitStack) -> Sink:
             return ends.tail
         case End.FILE:
             assert serial.file is not None
-            return open_files.enter_context(_file(serial.file))
+            return open_files.enter_context(_file(serial.file, "ab" if serial.append else "wb"))
 
 
 @contextmanager
-def _file(path: Path) -> Iterator[Descriptor]:
+def _file(path: Path, mode: str) -> Iterator[Descriptor]:
     try:
-        file: IO[bytes] = open(path, "wb", buffering=0)
+        file: IO[bytes] = open(path, mode, buffering=0)
     except OSError as error:
-        raise Refusal(f"--serial file:{path}: {error.strerror}; name a file to write to") from error
+        raise Refusal(f"serial line to {path}: {error.strerror}; name a file to write to") from error
     with file:
         sink = Descriptor(file.fileno())
         yield sink

@@ -35,6 +35,8 @@ class SerialEnd:
 
     end: End
     file: Path | None = None
+    append: bool = False
+    """Behind what is in the file already, rather than in its place."""
 
 
 SESSION_LINES = (SerialEnd(End.STDOUT), SerialEnd(End.STDERR), SerialEnd(End.CONTROL))

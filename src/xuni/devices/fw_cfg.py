@@ -31,6 +31,10 @@ class FwCfgConfig:
     base: int = 0x510
     """First of its twelve I/O ports."""
     dma: bool = True
+    files: tuple[tuple[str, bytes], ...] = ()
+    """What the user gives the guest: names (by custom they begin with opt/) and contents."""
+    uuid: bytes = bytes(16)
+    """The machine's, in network byte order."""
 
 
 class Key(IntEnum):

@@ -67,7 +67,8 @@ class PcConfig:
     local_apic: LocalApicConfig = field(default_factory=LocalApicConfig)
     io_apic: IoApicConfig = field(default_factory=IoApicConfig)
     pic: PicConfig = field(default_factory=PicConfig)
-    pit: PitConfig = field(default_factory=PitConfig)
+    pit: PitConfig | None = field(default_factory=PitConfig)
+    """None: only counter 2 is there, behind port 0x61."""
     rtc: RtcConfig = field(default_factory=RtcConfig)
     keyboard: I8042Config | None = field(default_factory=I8042Config)
     acpi: AcpiPmConfig = field(default_factory=AcpiPmConfig)
@@ -77,10 +78,13 @@ class PcConfig:
     debug_console: DebugConsoleConfig | None = None
     test_device: TestDeviceConfig | None = None
     serial: tuple[UartConfig, ...] = COM_PORTS[:1]
+    acpi_tables: bool = True
+    """Whether the guest finds tables that describe the board."""
 
     def facts(self) -> BoardFacts:
         """What boot loaders tell the guest of this board."""
-        return BoardFacts(self.cpus, self.io_apic, self.acpi, self.serial, self.keyboard, self.rtc, self.pci)
+        return BoardFacts(self.cpus, self.io_apic, self.acpi, self.serial, self.keyboard, self.rtc, self.pci,
+                          self.acpi_tables)
 
 
 class Pc(Machine):
@@ -119,7 +123,7 @@ class Pc(Machine):
             self._connect(irq)
 
         # Chips.
-        self.pit = Pit8254(timers, bus.lines.source(config.pit.irq))
+        self.pit = Pit8254(timers, bus.lines.source((config.pit or PitConfig()).irq))
         self.rtc = Rtc(timers, bus.lines.source(config.rtc.irq), wall_clock, memory_size_cells(memory.size))
         self.acpi = AcpiPm(timers, bus.lines.source(config.acpi.sci), self.power_off, config=config.acpi)
         self.dma = [Dma8237(stride=1), Dma8237(stride=2)]
@@ -135,7 +139,8 @@ class Pc(Machine):
         bus.ports.attach(config.pic.first, 2, self.pic.first)
         bus.ports.attach(config.pic.second, 2, self.pic.second)
         bus.ports.attach(config.pic.elcr, 2, self.pic.elcr)
-        bus.ports.attach(config.pit.base, 4, self.pit)
+        if config.pit:
+            bus.ports.attach(config.pit.base, 4, self.pit)
         bus.ports.attach(config.rtc.base, 2, self.rtc)
         bus.ports.attach(SYSTEM_CONTROL_B, 1, self.port_b)
         bus.ports.attach(SYSTEM_CONTROL_A, 1, self.port_a)
@@ -174,7 +179,8 @@ class Pc(Machine):
         """
         with self.bus.lock:
             self.pic.initialize(*self.config.pic.legacy_bases, masks=(0xFA, 0xFF))
-            self.pit.start_periodic()
+            if self.config.pit:
+                self.pit.start_periodic()
             for apic in self.local_apics:
                 apic.write(Reg.SVR << 4, 4, SVR_ENABLE | 0x0F)
             self.local_apics[0].write(Reg.LVT_LINT0 << 4, 4, 0x700)
@@ -220,6 +226,9 @@ class Pc(Machine):
         chip.add_number(Key.RAM_SIZE, self.memory.size, 8)
         chip.add_number(Key.NB_CPUS, self.config.cpus, 2)
         chip.add_number(Key.MAX_CPUS, self.config.cpus, 2)
+        chip.add(Key.UUID, config.uuid)
+        for name, data in config.files:
+            chip.add_file(name, data)
         chip.add_file("etc/e820", b"".join(E820_ENTRY.pack(start, end - start, 1) for start, end in self.memory.ram))
         self.bus.ports.attach_wide(config.base, FW_CFG_PORTS, chip)
         self.resettable.append(chip)
