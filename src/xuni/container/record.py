@@ -7,10 +7,9 @@ JSON is wrong. What the type checker sees is a frozen dataclass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, TypeVar, dataclass_transform
 
     R = TypeVar("R", bound="Record")
@@ -22,7 +21,10 @@ else:
 
 MISSING = object()
 # Names that annotations may use beside bool and str: the specification's integers with their bounds.
-i32 = u32 = i64 = u64 = int
+i32 = int
+u32 = int
+i64 = int
+u64 = int
 _BOUNDS = {"i32": (-(1 << 31), (1 << 31) - 1), "u32": (0, (1 << 32) - 1),
            "i64": (-(1 << 63), (1 << 63) - 1), "u64": (0, (1 << 64) - 1)}
 
@@ -98,7 +100,7 @@ def decode(cls: type[R], value: object, place: str = "") -> R:
     store = object.__setattr__
     module = cls.__module__
     for name, (annotation, default) in cls.fields.items():
-        given = value.get(name)
+        given = value.get(name if name[-1] != "_" else name[:-1])  # `class_` is "class"
         if given is None:
             if default is MISSING:
                 raise SpecError(f"{_at(place, name)} is missing")
@@ -112,7 +114,7 @@ def decode(cls: type[R], value: object, place: str = "") -> R:
 def encode(value: object) -> Any:
     """The record as JSON types, fields at their defaults left out."""
     if isinstance(value, Record):
-        return {name: encode(getattr(value, name)) for name, (_, default) in value.fields.items()
+        return {name.rstrip("_"): encode(getattr(value, name)) for name, (_, default) in value.fields.items()
                 if getattr(value, name) != default}
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}

@@ -53,7 +53,7 @@ class Scheduler(Record):
 
 
 class IoPriority(Record):
-    # `class` is what JSON calls the first field; Python will not have it as an identifier. plan.py renames it.
+    # JSON calls it `class`, which Python will not have as an identifier; record.py drops the underscore.
     class_: str
     priority: i32 = 0
 

@@ -1,0 +1,297 @@
+"""`xuni oci` and `xuni-oci`: runc's command line. No click: a container's start has milliseconds.
+
+Options are a table; each command is a function of what was given. To add a command: a function, its line in COMMANDS, its
+options in OPTIONS.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, NoReturn
+
+    from xuni.container.life import Wishes
+
+
+class UsageError(Exception):
+    """The command line is wrong; the text says how."""
+
+
+# Command: its options with a value, its options without, the names of its arguments ("ID", "[SIGNAL]", "COMMAND…").
+GLOBAL: Final = (("root", "log", "log-format", "criu", "rootless", "cgroup-manager"), ("debug", "systemd-cgroup", "trace"))
+SHORT: Final = {"b": "bundle", "f": "force", "a": "all", "d": "detach", "t": "tty", "e": "env", "u": "user", "p": "process", "g":
+    "additional-gids", "c": "cap", "q": "quiet", "h": "help", "v": "version", "r": "resources"}  # fmt: skip
+_CREATE = ("bundle", "config", "console-socket", "pidfd-socket", "pid-file", "preserve-fds")
+_CREATE_FLAGS = ("no-pivot", "no-new-keyring", "no-subreaper")
+COMMANDS: Final = {
+    "create": (_CREATE, _CREATE_FLAGS, ("ID",), "create a container; `start` begins its process"),
+    "start": ((), (), ("ID",), "begin the process of a created container"),
+    "run": (_CREATE, (*_CREATE_FLAGS, "detach", "keep"), ("ID",), "create and start a container, wait for its end"),
+    "state": ((), (), ("ID",), "print the state of a container"),
+    "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
+    "delete": ((), ("force",), ("ID",), "remove a container that has stopped"),
+}
+HELP: Final = """Usage: xuni-oci [OPTIONS] COMMAND [ARGUMENTS]
+
+Run containers from OCI bundles, with runc's command line.
+
+Options:
+  --root DIR               where the state of containers is kept (/run/xuni-oci)
+  --log FILE               write errors there as well
+  --log-format text|json   how
+  --cgroup-manager cgroupfs|disabled
+  --debug                  write what is done into the log
+  --trace                  print each step of a start with its time
+
+Commands:
+"""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its status."""
+    given = sys.argv[1:] if arguments is None else arguments
+    log = Log()
+    try:
+        options, rest = parse(given, *GLOBAL, stop=True)
+        log.open(options)
+        status = _command(options, rest)
+    except UsageError as error:
+        log.error(str(error))
+        status = 2 if False else 1
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        if os.environ.get("XUNI_DEBUG"):
+            raise
+        log.error(describe(error))
+        status = 1
+    try:
+        sys.stdout.flush()
+    except OSError:
+        pass
+    os._exit(status)  # there is nothing to tear down, and the interpreter takes two milliseconds for it
+
+
+class Log:
+    """Where errors go: standard error, and what --log names, in the format that engines read."""
+
+    def __init__(self) -> None:
+        self.path, self.json, self.debug = "", False, False
+
+    def open(self, options: dict[str, str]) -> None:
+        self.path, self.json, self.debug = options.get("log", ""), options.get("log-format") == "json", "debug" in options
+        if options.get("log-format", "text") not in ("text", "json"):
+            raise UsageError(f"--log-format: unknown log-format {options['log-format']!r}; text and json are known")
+        if "systemd-cgroup" in options or options.get("cgroup-manager") == "systemd":
+            raise UsageError("--systemd-cgroup: control groups are made directly, without asking systemd over D-Bus; "
+                             "use cgroupfs (podman: --cgroup-manager cgroupfs)")  # fmt: skip
+
+    def error(self, text: str) -> None:
+        self.line("error", text)
+        os.write(2, f"xuni-oci: {text}\n".encode(errors="backslashreplace"))
+
+    def line(self, level: str, text: str) -> None:
+        if not self.path:
+            return
+        from xuni.container.state import log_line
+
+        try:
+            descriptor = open_log(self.path)
+            os.write(descriptor, log_line(level, text, self.json))
+            os.close(descriptor)
+        except OSError as error:
+            os.write(2, f"xuni-oci: {self.path}: {error.strerror}\n".encode())
+
+
+def open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+
+
+def describe(error: Exception) -> str:
+    from xuni.container.record import SpecError
+    from xuni.container.step import StepFailed
+    from xuni.container.talk import InitFailed
+
+    if isinstance(error, SpecError | StepFailed | InitFailed):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error) if hasattr(error, "call") else f"{error.filename + ': ' if error.filename else ''}{error.strerror}"
+    return f"this is a bug of xuni: {type(error).__name__}: {error} (XUNI_DEBUG=1 shows where)"
+
+
+def parse(given: list[str], valued: tuple[str, ...], flags: tuple[str, ...], *, stop: bool) -> tuple[dict[str, str], list[str]]:
+    """Options by name, and the rest; with `stop`, everything from the first argument on is the rest."""
+    options: dict[str, str] = {}
+    rest: list[str] = []
+    items = iter(given)
+    for item in items:
+        if item == "--":
+            rest += items
+            break
+        if not item.startswith("-") or item == "-":
+            rest.append(item)
+            if stop:
+                rest += items
+                break
+            continue
+        name, equals, value = item.lstrip("-").partition("=")
+        name = SHORT.get(name, name)
+        if name in flags or name in ("help", "version"):
+            if equals and value not in ("true", "false"):
+                raise UsageError(f"{item}: --{name} takes no value")
+            if value != "false":
+                options[name] = ""
+        elif name in valued:
+            if not equals:
+                try:
+                    value = next(items)
+                except StopIteration:
+                    raise UsageError(f"--{name} needs a value") from None
+            options[name] = options[name] + "\0" + value if name in options and name in REPEATED else value
+        else:
+            raise UsageError(f"unknown option {item}")
+    return options, rest
+
+
+REPEATED: Final = ("env", "cap", "additional-gids", "preserve-fds")
+
+
+def _command(options: dict[str, str], rest: list[str]) -> int:
+    if "version" in options:
+        return _version()
+    if not rest or "help" in options or rest[0] == "help":
+        return _help()
+    name = rest.pop(0)
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; `xuni-oci --help` lists them")
+    valued, flags, names, about = COMMANDS[name]
+    given, arguments = parse(rest, valued, flags, stop=name in ("exec", "ps"))
+    if "help" in given:
+        return _command_help(name)
+    needed = sum(not each.startswith("[") for each in names)
+    if len(arguments) < needed:
+        raise UsageError(f"{name}: {' '.join(names[len(arguments) :])} is missing; usage: xuni-oci {name} {' '.join(names)}")
+    if len(arguments) > len(names) and not names[-1].endswith("…]"):
+        raise UsageError(f"{name}: {arguments[len(names)]!r} is one argument too many; usage: xuni-oci {name} {' '.join(names)}")
+    command = globals()["_" + name]
+    status: int = command(options, given, arguments)
+    return status
+
+
+def _root(options: dict[str, str]) -> str:
+    if options.get("root"):
+        return os.path.abspath(options["root"])
+    if os.geteuid() == 0:
+        return "/run/xuni-oci"
+    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/xuni-oci-{os.geteuid()}'}/xuni-oci"
+
+
+def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
+    from xuni.container.life import Wishes
+
+    preserve = given.get("preserve-fds", "0")
+    if not preserve.isdecimal():
+        raise UsageError(f"--preserve-fds: {preserve!r} is not a number")
+    return Wishes(_root(options), os.path.abspath(given.get("bundle", ".")), given.get("config", "config.json"),
+                  given.get("console-socket", ""), given.get("pid-file", ""),
+                  int(preserve) + int(os.environ.get("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
+                  options.get("cgroup-manager") != "disabled", "trace" in options,
+                  options.get("log", ""), options.get("log-format") == "json")  # fmt: skip
+
+
+def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+
+    life.create(arguments[0], _wishes(options, given), wait=True)
+    return 0
+
+
+def _start(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+
+    life.start(life.open_container(_root(options), arguments[0]))
+    return 0
+
+
+def _run(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import foreground, life
+
+    wishes = _wishes(options, given)
+    return foreground.run(arguments[0], wishes, detach="detach" in given, keep="keep" in given)
+
+
+def _state(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import json, life, state
+
+    found = life.open_container(_root(options), arguments[0])
+    kept = found.kept
+    said = state.report(kept, found.status()) | {"rootfs": kept.rootfs, "created": kept.created, "owner": kept.owner}
+    sys.stdout.write(json.dumps(said, indent=2).decode() + "\n")
+    return 0
+
+
+def _kill(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+
+    found = life.open_container(_root(options), arguments[0])
+    life.kill(found, _signal_number(arguments[1] if len(arguments) > 1 else "TERM"), everything="all" in given)
+    return 0
+
+
+def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+    from xuni.container.record import SpecError
+
+    try:
+        found = life.open_container(_root(options), arguments[0])
+    except SpecError:
+        if "force" not in given:
+            raise
+        life.forget(_root(options), arguments[0])
+        return 0
+    life.delete(found, force="force" in given)
+    return 0
+
+
+def _signal_number(name: str) -> int:
+    if name.lstrip("-").isdecimal():
+        number = int(name)
+        if not 0 <= number <= 64:
+            raise UsageError(f"kill: {name} is not a signal's number")
+        return number
+    import _signal
+
+    wanted = name.upper().removeprefix("SIG")
+    if wanted.startswith("RTMIN"):
+        return 34 + int(wanted[5:] or "0")
+    if wanted.startswith("RTMAX"):
+        return 64 + int(wanted[5:] or "0")
+    number = getattr(_signal, "SIG" + wanted, None)
+    if not isinstance(number, int) or wanted.startswith("_"):
+        raise UsageError(f"kill: unknown signal {name!r}")
+    return number
+
+
+def _help() -> int:
+    sys.stdout.write(HELP + "".join([f"  {name:<10}{about}\n" for name, (*_, about) in COMMANDS.items()]))
+    sys.stdout.write("\nExample:\n  xuni-oci spec && xuni-oci run --bundle . first\n")
+    return 0
+
+
+def _command_help(name: str) -> int:
+    valued, flags, names, about = COMMANDS[name]
+    options = "".join([f"  --{each} VALUE\n" for each in valued] + [f"  --{each}\n" for each in flags])
+    sys.stdout.write(f"Usage: xuni-oci {name} [OPTIONS] {' '.join(names)}\n\n{about[0].upper()}{about[1:]}.\n"
+                     + (f"\nOptions:\n{options}" if options else ""))  # fmt: skip
+    return 0
+
+
+def _version() -> int:
+    from xuni import __version__
+    from xuni.container.state import VERSION
+
+    sys.stdout.write(f"xuni-oci version {__version__}\nspec: {VERSION}\n")
+    return 0

@@ -1,0 +1,109 @@
+"""Device nodes and the links beside them. Where mknod is not allowed, as in a user namespace, the host's node is bound."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from xuni.container.rooted import make_in_root, parent_in_root
+from xuni.container.step import CallError, Run, SpecError, Step
+from xuni.host.linux import kernel as k
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+KINDS: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
+
+# config-linux.md, "Default Devices".
+DEFAULT: Final = (("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9),
+                  ("/dev/tty", 5, 0))  # fmt: skip
+# runtime-linux.md, "Dev symbolic links", and the terminal multiplexer.
+LINKS: Final = (("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"), ("/dev/stdout", "/proc/self/fd/1"),
+                ("/dev/stderr", "/proc/self/fd/2"))  # fmt: skip
+
+
+class Node(Step):
+    """Make a device node (or named pipe) at `path`; one that is there already with these numbers is taken as it is."""
+
+    path: str
+    kind: str
+    major: int = 0
+    minor: int = 0
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+    bind: bool = False
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        if self.bind:
+            self._bind(run)
+            return
+        parent, name = parent_in_root(kernel, run.root, self.path)
+        try:
+            number = 0 if self.kind == "p" else os.makedev(self.major, self.minor)
+            mask = os.umask(0)
+            try:
+                kernel.mknodat(parent, name, KINDS[self.kind] | self.mode, number)
+            except CallError as error:
+                if error.errno == errno.EPERM:
+                    self._bind(run)
+                    return
+                if error.errno != errno.EEXIST or not self._same(parent, name, number):
+                    raise
+            finally:
+                os.umask(mask)
+            if self.uid or self.gid:
+                os.chown(name, self.uid, self.gid, dir_fd=parent, follow_symlinks=False)
+        finally:
+            os.close(parent)
+
+    def _same(self, parent: int, name: str, number: int) -> bool:
+        there = os.stat(name, dir_fd=parent, follow_symlinks=False)
+        return stat.S_IFMT(there.st_mode) == KINDS[self.kind] and there.st_rdev == number
+
+    def _bind(self, run: Run) -> None:
+        """The host's node of the same path."""
+        kernel = run.kernel
+        if self.kind == "p":
+            raise SpecError(f"linux.devices: the named pipe {self.path} cannot be made here")
+        tree = run.files.pop("device " + self.path, -1)
+        if tree < 0:
+            tree = kernel.open_tree(k.AT_FDCWD, self.path)
+        try:
+            there = os.fstat(tree)
+            if self.major >= 0 and (stat.S_IFMT(there.st_mode) != KINDS[self.kind]
+                                    or there.st_rdev != os.makedev(self.major, self.minor)):  # fmt: skip
+                raise SpecError(f"linux.devices: {self.path} of the host is not {self.kind} {self.major}:{self.minor}, "
+                                "and only the host's own nodes can be used in a user namespace")  # fmt: skip
+            place = make_in_root(kernel, run.root, self.path, directory=False)
+            kernel.move_mount(tree, place)
+            os.close(place)
+        finally:
+            os.close(tree)
+
+
+class Link(Step):
+    """Make a symbolic link; what is there already stays, except where it must not (`replace`)."""
+
+    path: str
+    to: str
+    replace: bool = False
+
+    def apply(self, run: Run) -> None:
+        parent, name = parent_in_root(run.kernel, run.root, self.path)
+        try:
+            run.kernel.symlinkat(self.to, parent, name)
+        except CallError as error:
+            if error.errno == errno.EROFS or error.errno == errno.EEXIST and not self.replace:
+                return
+            if error.errno != errno.EEXIST:
+                raise
+            if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+                return
+            run.kernel.unlinkat(parent, name)
+            run.kernel.symlinkat(self.to, parent, name)
+        finally:
+            os.close(parent)

@@ -1,0 +1,105 @@
+"""Programs that the configuration has us run at points of a container's life (config.md, "POSIX-platform Hooks")."""
+
+from __future__ import annotations
+
+import _signal
+import os
+import select
+import time
+
+from xuni.container.step import Run, SpecError, Step
+
+TYPE_CHECKING = False
+
+
+class RunHook(Step):
+    """Run one hook: the container's state on its standard input, `timeout` seconds to end by itself with status 0."""
+
+    point: str
+    path: str
+    args: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    timeout: int | None = None
+
+    def apply(self, run: Run) -> None:
+        execute(self, run)
+
+
+def execute(hook: RunHook, run: Run) -> None:
+    """Raises SpecError if the hook cannot be run, fails, or takes too long."""
+    inward, outward = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            os.dup2(inward[0], 0)
+            os.dup2(outward[1], 1)
+            os.dup2(outward[1], 2)
+            run.kernel.close_range(3)
+            for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            os.execve(hook.path, hook.args or (hook.path,), dict(each.partition("=")[::2] for each in hook.env))
+        except OSError as error:
+            os.write(2, f"{error.strerror}".encode())
+        finally:
+            os._exit(127)
+    os.close(inward[0])
+    os.close(outward[1])
+    pidfd = run.kernel.pidfd_open(pid)
+    try:
+        said = _converse(hook, run, inward[1], outward[0], pidfd)
+    finally:
+        os.close(outward[0])
+        os.close(pidfd)
+    _, status = os.waitpid(pid, 0)
+    if said is None:
+        raise SpecError(f"hooks.{hook.point}: {hook.path} was still running after its timeout of {hook.timeout} s")
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        ended = f"exited with status {code}" if code >= 0 else f"was killed by signal {-code}"
+        text = said.decode(errors="replace").strip()
+        raise SpecError(f"hooks.{hook.point}: {hook.path} {ended}" + (f": {text}" if text else ""))
+
+
+def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) -> bytes | None:
+    """Give the state, take what is said (its first 64 KiB), until the hook has ended; None if it had to be killed."""
+    deadline = time.monotonic() + hook.timeout if hook.timeout else None
+    waiting = select.poll()
+    waiting.register(outward, select.POLLIN)
+    waiting.register(pidfd, select.POLLIN)
+    rest, said = run.state, b""
+    os.set_blocking(inward, False)
+    os.set_blocking(outward, False)
+    waiting.register(inward, select.POLLOUT)
+    while True:
+        left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
+        ready = waiting.poll(left)
+        if not ready:
+            run.kernel.pidfd_send_signal(pidfd, 9)
+            if inward >= 0:
+                os.close(inward)
+            return None
+        for descriptor, _ in ready:
+            if descriptor == inward:
+                try:
+                    rest = rest[os.write(inward, rest) :]
+                except OSError:  # it does not want to know
+                    rest = b""
+                if not rest:
+                    waiting.unregister(inward)
+                    os.close(inward)
+                    inward = -1
+        for descriptor, _ in ready:
+            if descriptor == outward:
+                try:
+                    piece = os.read(outward, 65536)
+                except BlockingIOError:
+                    continue
+                said = (said + piece)[:65536]
+                if not piece:
+                    waiting.unregister(outward)
+        if any(descriptor == pidfd for descriptor, _ in ready):
+            if inward >= 0:
+                os.close(inward)
+            return said

@@ -1,0 +1,340 @@
+"""The life of a container, in order. `plan.py` has decided what each step is; here is when, and by whom.
+
+    the runtime                                    init
+    ───────────                                    ────
+    create: prepare  (sources, control groups)
+            clone ────────────────────────────────▶ (waits)
+            adopt    (id maps, limits)  ──"a"─────▶ enter   (namespaces)
+                                                    build   (mounts, devices)
+            host_hooks (prestart, createRuntime) ◀──"b"──
+                                        ──"h"─────▶ seal    (createContainer, the new root)
+                                                    become  (user, capabilities)
+            the state is "created"      ◀──"r"──
+    start:  connects to start.sock ───────────────▶ begin   (startContainer, seccomp, execve)
+            poststart
+    kill:   signals
+    delete: the groups are emptied and removed, poststop, the state is forgotten
+
+What can be left behind is written into the state before it is made, so `delete --force` finishes whatever a killed runtime
+began. `run` is create and start without the socket between them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container import json, state
+from xuni.container.namespaces import KINDS
+from xuni.container.plan import Host, plan
+from xuni.container.record import Record, SpecError, decode
+from xuni.container.spec import Spec
+from xuni.container.state import Home, State, process, read_file, report
+from xuni.container.step import Run, StepFailed, apply
+from xuni.container.talk import Talk
+from xuni.host.linux import kernel as k
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    from xuni.container.plan import Plan
+
+
+class Wishes(Record):
+    """What the command line asks for."""
+
+    root: str
+    bundle: str
+    config: str = "config.json"
+    console_socket: str = ""
+    pid_file: str = ""
+    preserve_fds: int = 0
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    cgroups: bool = True
+    trace: bool = False
+    log: str = ""
+    log_json: bool = False
+
+
+class Container:
+    """One container whose state is on disk."""
+
+    def __init__(self, home: Home, kept: State) -> None:
+        self.home = home
+        self.kept = kept
+
+    def status(self) -> str:
+        return state.status(self.home, self.kept)
+
+
+def load(wishes: Wishes) -> tuple[Spec, bytes]:
+    """The bundle's configuration. Raises SpecError."""
+    path = wishes.config if wishes.config.startswith("/") else f"{wishes.bundle}/{wishes.config}"
+    try:
+        text = read_file(path)
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}; a bundle is a directory with a config.json (`spec` writes one)") from None
+    return decode(Spec, json.loads(text, path)), text
+
+
+# ---- create
+
+
+def create(container: str, wishes: Wishes, *, wait: bool, finish: Callable[[Run, Talk], None] | None = None) -> Run:
+    """Everything up to the process itself. With `wait`, init stays until `start`; else it goes on at once.
+
+    Raises SpecError or StepFailed after undoing what was done.
+    """
+    spec, text = load(wishes)
+    home = Home(wishes.root, container)
+    host = Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring, wishes.console_socket, not wait, wait)
+    run = Run(k.Linux(), spec, container, wishes.bundle)
+    run.traced, run.preserve = wishes.trace, wishes.preserve_fds
+    if wishes.log:
+        run.log, run.log_json = os.open(wishes.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), wishes.log_json
+    steps = plan(spec, wishes.bundle, host)
+    if wishes.cgroups:
+        from xuni.container.cgroup import place
+
+        run.group = place(spec.linux.cgroupsPath if spec.linux else "", container, rootless=not host.root)
+    kept = State(container, wishes.bundle, _rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
+                 cgroups=dict(run.group.paths) if run.group else None, annotations=spec.annotations,
+                 rootless=not host.root)  # fmt: skip
+    home.claim()
+    try:
+        home.keep_config(text)
+        home.write(kept)
+        if wait:
+            run.files["start"] = home.listen()
+        apply(steps.prepare, run)
+        talk = Talk()
+        pid = _clone(steps, run, talk)
+        if pid == 0:
+            _init(steps, run, talk)
+        talk.runtime()
+        kept = kept.replaced(pid=run.pid, started=process(run.pid)[1])
+        home.write(kept)
+        apply(steps.adopt, run)
+        talk.tell(b"a")
+        talk.expect(b"b")
+        if steps.host_hooks:
+            run.state = json.dumps(report(kept, "creating"))
+            apply(steps.host_hooks, run)
+        talk.tell(b"h")
+        talk.expect(b"r")
+        if finish:
+            finish(run, talk)
+        kept = kept.replaced(phase="made")
+        home.write(kept)
+        if wishes.pid_file:
+            _write_pid(wishes.pid_file, run.pid)
+        talk.tell(b"g")
+    except BaseException:
+        run.close()
+        undo(Container(home, home.read()), run, steps)
+        raise
+    if not wait:
+        talk.expect_end()
+    run.close()
+    return run
+
+
+def _clone(steps: Plan, run: Run, talk: Talk) -> int:
+    """Make init: 0 in it, its pid in the runtime. With namespaces to join first, by a child that only does that."""
+    flags = 0
+    for kind in steps.clone:
+        flags |= KINDS[kind][0]
+    if not steps.outside:
+        run.pid, run.pidfd = run.kernel.clone3(flags)
+        return run.pid
+    between, pidfd = run.kernel.clone3(0)
+    if between == 0:
+        try:
+            apply(steps.outside, run)
+            pid, _ = run.kernel.clone3(flags | k.CLONE_PARENT)
+        except Exception as error:
+            talk.init()
+            talk.fail(error)
+            os._exit(1)
+        if pid == 0:
+            return 0
+        talk.init()
+        talk.tell(b"p%d\n" % pid)
+        os._exit(0)
+    os.close(pidfd)
+    os.waitpid(between, 0)
+    run.pid = talk.pid()
+    run.pidfd = run.kernel.pidfd_open(run.pid)
+    return run.pid
+
+
+def _init(steps: Plan, run: Run, talk: Talk) -> NoReturn:
+    """The life of init, up to its process."""
+    talk.init()
+    run.party = "init"
+    try:
+        run.kernel.prctl(k.PR_SET_DUMPABLE, 0)  # nobody inside looks into us, nor at /proc/PID/exe (CVE-2019-5736)
+        talk.expect(b"a")
+        apply(steps.enter, run)
+        apply(steps.build, run)
+        talk.tell(b"b")
+        talk.expect(b"h")
+        apply(steps.seal, run)
+        apply(steps.become, run)
+        talk.tell(b"r")
+        talk.expect(b"g")
+        if "start" in run.files:
+            talk.become_started(run.files["start"])
+        run.keep_only_preserved(talk)
+        apply(steps.begin, run)
+    except Exception as error:
+        talk.fail(error)
+    finally:
+        os._exit(1)
+
+
+# ---- start
+
+
+def start(container: Container) -> None:
+    """Let a created container's process begin. Raises SpecError with init's words if it cannot."""
+    status = container.status()
+    if status != "created":
+        raise SpecError(f"cannot start a container that is {status}: {container.kept.id}")
+    talk = Talk.starting(container.home.socket)
+    os.unlink(container.home.socket)
+    talk.expect_end()
+    spec = container.home.spec()
+    if spec.hooks and spec.hooks.poststart:
+        after(container, spec, "poststart")
+
+
+def after(container: Container, spec: Spec, point: str) -> None:
+    """The hooks of a point after the start. A failing one is a warning: the container's life goes on."""
+    from xuni.container.hooks import RunHook
+
+    run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
+    run.state = json.dumps(report(container.kept, container.status()))
+    for each in getattr(spec.hooks, point, ()):
+        try:
+            apply((RunHook(point, each.path, each.args, each.env, each.timeout),), run)
+        except StepFailed as error:
+            os.write(2, f"xuni-oci: warning: {error}\n".encode())
+
+
+# ---- delete
+
+
+def delete(container: Container, *, force: bool = False) -> None:
+    """Remove a container that has stopped (or was only created); with `force`, whatever it does."""
+    status = container.status()
+    if status not in ("stopped", "created") and not force:
+        raise SpecError(f"cannot delete container {container.kept.id} that is not stopped: {status}")
+    _end(container)
+    try:
+        spec = container.home.spec()
+    except (SpecError, OSError):
+        spec = None  # killed before it was kept: no hook of it has run either
+    if spec and spec.hooks and spec.hooks.poststop:
+        after(container, spec, "poststop")
+    container.home.remove()
+
+
+def _end(container: Container) -> None:
+    """No process and no group of it are left."""
+    kept = container.kept
+    group = None
+    if kept.cgroups:
+        from xuni.container.cgroup import reopen
+
+        group = reopen(kept.cgroups)
+    signal(container, 9, quiet=True)
+    if group:
+        group.kill(9)
+    wait_for_end(kept)
+    if group:
+        group.delete()
+
+
+def undo(container: Container, run: Run, steps: Plan) -> None:
+    """After a failed create: what delete does, and poststop hooks as the specification asks."""
+    if run.pidfd >= 0:
+        try:
+            run.kernel.pidfd_send_signal(run.pidfd, 9)
+            os.waitpid(run.pid, 0)
+        except OSError:
+            pass
+    delete(container, force=True)
+
+
+# ---- what else it takes
+
+
+def open_container(root: str, container: str) -> Container:
+    """Raises SpecError if there is none."""
+    home = Home(root, container)
+    return Container(home, home.read())
+
+
+def signal(container: Container, number: int, *, quiet: bool = False) -> None:
+    """Send to init, if it is still the process that we made."""
+    kept = container.kept
+    linux = k.Linux()
+    try:
+        pidfd = linux.pidfd_open(kept.pid) if kept.pid else -1
+    except OSError:
+        pidfd = -1
+    try:
+        if pidfd < 0 or process(kept.pid)[1] != kept.started or process(kept.pid)[0] in ("Z", "X"):
+            if quiet:
+                return
+            raise SpecError(f"container not running: {kept.id}")
+        linux.pidfd_send_signal(pidfd, number)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def kill(container: Container, number: int, *, everything: bool = False) -> None:
+    """Raises SpecError unless it has been created and not ended."""
+    if everything and container.kept.cgroups:
+        from xuni.container.cgroup import reopen
+
+        reopen(container.kept.cgroups).kill(number)
+        return
+    signal(container, number)
+
+
+def forget(root: str, container: str) -> None:
+    """What a runtime leaves that was killed before it could write the state: the claimed id."""
+    Home(root, container).remove()
+
+
+def wait_for_end(kept: State, seconds: float = 10.0) -> None:
+    """Until init is gone or a zombie of its parent's. Raises OSError ETIMEDOUT."""
+    import errno
+    import time
+
+    deadline = time.monotonic() + seconds
+    while kept.pid:
+        letter, began = process(kept.pid)
+        if letter in ("", "Z", "X") or began != kept.started:
+            return
+        if time.monotonic() > deadline:
+            raise OSError(errno.ETIMEDOUT, f"process {kept.pid} of {kept.id} does not end (state {letter})")
+        time.sleep(0.002)
+
+
+def _rootfs(spec: Spec, bundle: str) -> str:
+    path = spec.root.path if spec.root else ""
+    return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
+
+
+def _write_pid(path: str, pid: int) -> None:
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    os.write(descriptor, str(pid).encode())
+    os.close(descriptor)
+    os.rename(temporary, path)

@@ -1,0 +1,504 @@
+"""Mounts, the root among them: made detached, given their attributes while nobody sees them, then attached in the root.
+
+A bind mount's source is opened by `OpenSource` (by the runtime when only the host's root may look at it, else by init) and
+attached by `Bind`; everything else is one `Filesystem`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+from xuni.container.record import Record
+from xuni.container.rooted import make_in_root, open_in_root
+from xuni.container.step import CallError, Run, SpecError, Step
+from xuni.host.linux import kernel as k
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from xuni.container.spec import IDMapping
+
+# Option: attributes set, attributes cleared (mount_setattr(2)).
+_ATIME = k.MOUNT_ATTR__ATIME
+ATTRIBUTES: Final = {
+    "ro": (k.MOUNT_ATTR_RDONLY, 0), "rw": (0, k.MOUNT_ATTR_RDONLY),
+    "nosuid": (k.MOUNT_ATTR_NOSUID, 0), "suid": (0, k.MOUNT_ATTR_NOSUID),
+    "nodev": (k.MOUNT_ATTR_NODEV, 0), "dev": (0, k.MOUNT_ATTR_NODEV),
+    "noexec": (k.MOUNT_ATTR_NOEXEC, 0), "exec": (0, k.MOUNT_ATTR_NOEXEC),
+    "noatime": (k.MOUNT_ATTR_NOATIME, _ATIME), "atime": (0, _ATIME),
+    "strictatime": (k.MOUNT_ATTR_STRICTATIME, _ATIME), "nostrictatime": (0, _ATIME),
+    "relatime": (0, _ATIME), "norelatime": (k.MOUNT_ATTR_STRICTATIME, _ATIME),
+    "nodiratime": (k.MOUNT_ATTR_NODIRATIME, 0), "diratime": (0, k.MOUNT_ATTR_NODIRATIME),
+    "nosymfollow": (k.MOUNT_ATTR_NOSYMFOLLOW, 0), "symfollow": (0, k.MOUNT_ATTR_NOSYMFOLLOW),
+}  # fmt: skip
+PROPAGATIONS: Final = {
+    "private": (k.MS_PRIVATE, False), "rprivate": (k.MS_PRIVATE, True), "slave": (k.MS_SLAVE, False),
+    "rslave": (k.MS_SLAVE, True), "shared": (k.MS_SHARED, False), "rshared": (k.MS_SHARED, True),
+    "unbindable": (k.MS_UNBINDABLE, False), "runbindable": (k.MS_UNBINDABLE, True),
+}  # fmt: skip
+# Flags of the whole file system, which fsconfig takes by the same name.
+SUPERBLOCK: Final = frozenset(("sync", "dirsync", "lazytime", "mand", "iversion"))
+NOTHING: Final = frozenset(("defaults", "async", "nolazytime", "nomand", "noiversion", "silent", "loud", "remount"))
+
+
+class Options(Record):
+    """The options of one mount, sorted by who takes them."""
+
+    bind: bool = False
+    recursive: bool = False
+    set: int = 0
+    clear: int = 0
+    recursive_set: int = 0
+    recursive_clear: int = 0
+    propagation: tuple[tuple[int, bool], ...] = ()
+    idmap: str = ""  # "idmap" or "ridmap"
+    copy_up: bool = False
+    follow_source: bool = True
+    follow_target: bool = True
+    copy_link: bool = False
+    data: tuple[tuple[str, str | None], ...] = ()
+
+
+def sort_options(options: tuple[str, ...], place: str = "mounts") -> Options:
+    """Raises SpecError for what contradicts itself."""
+    bind = recursive = copy_up = copy_link = False
+    follow_source = follow_target = True
+    given = [0, 0]
+    deep = [0, 0]
+    propagation: list[tuple[int, bool]] = []
+    idmap = ""
+    data: list[tuple[str, str | None]] = []
+    for option in options:
+        if option in ATTRIBUTES:
+            _change(given, ATTRIBUTES[option])
+        elif option[:1] == "r" and option[1:] in ATTRIBUTES:
+            _change(deep, ATTRIBUTES[option[1:]])
+        elif option in PROPAGATIONS:
+            propagation.append(PROPAGATIONS[option])
+        elif option in ("bind", "rbind"):
+            bind, recursive = True, recursive or option == "rbind"
+        elif option in ("idmap", "ridmap"):
+            idmap = option
+        elif option == "tmpcopyup":
+            copy_up = True
+        elif option == "src-nofollow":
+            follow_source = False
+        elif option == "dest-nofollow":
+            follow_target = False
+        elif option == "copy-symlink":
+            copy_link, follow_source = True, False
+        elif option and option not in NOTHING:
+            key, equals, value = option.partition("=")
+            if key == "idmap" and equals:
+                raise SpecError(f"{place}: the mapping of {option} belongs into uidMappings and gidMappings")
+            data.append((key, value if equals else None))
+    return Options(bind, recursive, given[0], given[1], deep[0], deep[1], tuple(propagation), idmap, copy_up, follow_source,
+                   follow_target, copy_link, tuple(data))  # fmt: skip
+
+
+def _change(bits: list[int], change: tuple[int, int]) -> None:
+    set, clear = change
+    bits[0] = bits[0] & ~clear | set
+    bits[1] = bits[1] & ~set | clear
+
+
+def set_attributes(run: Run, tree: int, options: Options) -> None:
+    """Attributes and propagation of a detached tree."""
+    kernel = run.kernel
+    if options.set or options.clear:
+        kernel.mount_setattr(tree, set=options.set, clear=options.clear)
+    if options.recursive_set or options.recursive_clear:
+        kernel.mount_setattr(tree, set=options.recursive_set, clear=options.recursive_clear, recursive=True)
+
+
+def set_propagation(run: Run, tree: int, options: Options) -> None:
+    for kind, recursive in options.propagation:
+        run.kernel.mount_setattr(tree, propagation=kind, recursive=recursive)
+
+
+# ---- the root
+
+
+class Propagation(Step):
+    """Cut what happens to mounts in here off from the host: `kind` for the whole tree."""
+
+    kind: str
+
+    def apply(self, run: Run) -> None:
+        flag, recursive = PROPAGATIONS[self.kind]
+        run.kernel.mount_setattr(k.AT_FDCWD, "/", propagation=flag, recursive=recursive)
+
+
+class OpenRoot(Step):
+    """Clone the mount tree at `path`, which becomes the container's root."""
+
+    path: str
+
+    def apply(self, run: Run) -> None:
+        run.files["root"] = run.kernel.open_tree(k.AT_FDCWD, self.path, recursive=True)
+
+
+class AttachRoot(Step):
+    """Put the root's tree over our own `/`, where pivot_root finds it; from now on `run.root` is the container's `/`."""
+
+    propagation: str = "rprivate"
+
+    def apply(self, run: Run) -> None:
+        tree = run.root = run.files.pop("root")
+        flag, recursive = PROPAGATIONS[self.propagation]
+        run.kernel.mount_setattr(tree, propagation=flag, recursive=recursive)
+        place = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
+        run.kernel.move_mount(tree, place)
+        os.close(place)
+
+
+class PivotRoot(Step):
+    """Make the container's root the root of our namespace, and let go of the host's."""
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        host = kernel.open("/", os.O_PATH | os.O_DIRECTORY)
+        kernel.fchdir(run.root)
+        kernel.pivot_root(".", ".")
+        kernel.fchdir(host)  # both are at "/" now, the host's on top
+        kernel.mount("", ".", "", k.MS_SLAVE | k.MS_REC)  # its unmounting stays in here
+        kernel.umount(".")
+        kernel.chdir("/")
+        os.close(host)
+        forget_modules()
+
+
+class MoveRoot(Step):
+    """Without pivot_root (--no-pivot, for roots on an initramfs): enter the root where it is."""
+
+    def apply(self, run: Run) -> None:
+        run.kernel.fchdir(run.root)
+        run.kernel.chroot(".")
+        run.kernel.chdir("/")
+        forget_modules()
+
+
+def forget_modules() -> None:
+    """From now on the file system is the image's: nothing may be imported from it."""
+    sys.path.clear()
+    sys.path_importer_cache.clear()
+    sys.meta_path.clear()
+
+
+class ReadOnlyRoot(Step):
+    def apply(self, run: Run) -> None:
+        run.kernel.mount_setattr(run.root, set=k.MOUNT_ATTR_RDONLY)
+
+
+class RootPropagation(Step):
+    kind: str
+
+    def apply(self, run: Run) -> None:
+        run.kernel.mount_setattr(k.AT_FDCWD, "/", propagation=PROPAGATIONS[self.kind][0])
+
+
+# ---- mounts of the configuration
+
+
+class OpenSource(Step):
+    """Clone the mount tree that the mount numbered `index` binds; give it its attributes and its id map."""
+
+    index: int
+    source: str
+    options: Options
+    uid: tuple[IDMapping, ...] = ()
+    gid: tuple[IDMapping, ...] = ()
+    userns: bool = False  # the map of the container's own user namespace
+
+    def apply(self, run: Run) -> None:
+        kernel, options = run.kernel, self.options
+        if options.copy_link:
+            place = kernel.open(self.source, os.O_PATH | os.O_NOFOLLOW)
+            is_link = stat.S_ISLNK(os.fstat(place).st_mode)
+            os.close(place)
+            if is_link:
+                run.files[f"link {self.index}"] = -1
+                return
+        tree = kernel.open_tree(k.AT_FDCWD, self.source, recursive=options.recursive, follow=options.follow_source)
+        run.files[f"source {self.index}"] = tree
+        if options.idmap:
+            if self.userns:
+                userns = kernel.open(f"/proc/{run.pid}/ns/user", os.O_RDONLY)
+            else:
+                userns = user_namespace(run, self.uid, self.gid)
+            try:
+                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=options.idmap == "ridmap")
+            finally:
+                os.close(userns)
+
+
+def user_namespace(run: Run, uid: tuple[IDMapping, ...], gid: tuple[IDMapping, ...]) -> int:
+    """A descriptor of a new user namespace with these maps, made by a child that only lives for that."""
+    kernel = run.kernel
+    hold = os.pipe()
+    pid, pidfd = kernel.clone3(k.CLONE_NEWUSER)
+    if pid == 0:
+        os.close(hold[1])
+        os.read(hold[0], 1)
+        os._exit(0)
+    try:
+        for file, maps in (("uid_map", uid), ("gid_map", gid)):
+            lines = "".join([f"{each.containerID} {each.hostID} {each.size}\n" for each in maps])
+            kernel.write_file(f"/proc/{pid}/{file}", lines)
+        return kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
+    finally:
+        os.close(hold[0])
+        os.close(hold[1])
+        os.close(pidfd)
+        os.waitpid(pid, 0)
+
+
+class Bind(Step):
+    """Attach the tree that OpenSource opened."""
+
+    index: int
+    target: str
+    options: Options
+    source: str = ""
+
+    def apply(self, run: Run) -> None:
+        if run.files.pop(f"link {self.index}", 0):
+            self._link(run)
+            return
+        tree = run.files.pop(f"source {self.index}")
+        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
+        attach(run, tree, self.target, self.options, directory)
+
+    def _link(self, run: Run) -> None:
+        from xuni.container.rooted import parent_in_root
+
+        value = os.readlink(self.source)
+        parent, name = parent_in_root(run.kernel, run.root, self.target)
+        try:
+            run.kernel.symlinkat(value, parent, name)
+        except CallError as error:
+            if error.errno != errno.EEXIST or run.kernel.readlinkat(parent, name) != value:
+                raise
+        finally:
+            os.close(parent)
+
+
+class Filesystem(Step):
+    """A new file system of `kind`."""
+
+    target: str
+    kind: str
+    options: Options
+    source: str = ""
+    fallback: str = ""  # what is bound instead if this kernel or user namespace does not allow it
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        if self.kind in ("proc", "sysfs"):
+            self._ordinary(run)
+        try:
+            context = kernel.fsopen(self.kind)
+            try:
+                if self.source:
+                    kernel.fsconfig_string(context, "source", self.source)
+                for key, value in self.options.data:
+                    if value is None:
+                        kernel.fsconfig_flag(context, key)
+                    else:
+                        kernel.fsconfig_string(context, key, value)
+                kernel.fsconfig_create(context)
+                late = self.options.copy_up or self.options.clear
+                tree = kernel.fsmount(context, 0 if late else self.options.set & ~k.MOUNT_ATTR_NOSYMFOLLOW)
+            finally:
+                os.close(context)
+        except CallError as error:
+            if not self.fallback or error.errno not in (errno.EPERM, errno.EBUSY):
+                raise
+            tree = kernel.open_tree(k.AT_FDCWD, self.fallback, recursive=True)
+        if self.options.copy_up:
+            self._copy_up(run, tree)
+        attach(run, tree, self.target, self.options, directory=True)
+
+    def _ordinary(self, run: Run) -> None:
+        """A link in place of /proc would have us write security settings into files of the image (CVE-2019-19921)."""
+        try:
+            os.close(run.kernel.openat2(run.root, self.target.lstrip("/"), os.O_PATH | os.O_DIRECTORY, 0,
+                                        k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS))  # fmt: skip
+        except CallError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise SpecError(f"{self.kind} must be mounted on an ordinary directory, and {self.target} is not one") from None
+            if error.errno != errno.ENOENT:
+                raise
+
+    def _copy_up(self, run: Run, tree: int) -> None:
+        try:
+            below = open_in_root(run.kernel, run.root, self.target, os.O_RDONLY | os.O_DIRECTORY)
+        except CallError as error:
+            if error.errno == errno.ENOENT:
+                return
+            raise
+        top = run.kernel.open(".", os.O_RDONLY | os.O_DIRECTORY, at=tree)
+        from xuni.container.copying import copy_tree
+
+        copy_tree(below, top)
+        os.close(below)
+        os.close(top)
+
+
+def attach(run: Run, tree: int, target: str, options: Options, directory: bool) -> None:
+    """Attributes go on while the tree is still detached: the container never sees it without them."""
+    set_attributes(run, tree, options)
+    try:
+        if options.follow_target:
+            place = make_in_root(run.kernel, run.root, target, directory=directory)
+        else:
+            place = run.kernel.openat2(run.root, target.lstrip("/"), os.O_PATH | os.O_NOFOLLOW)
+        try:
+            run.kernel.move_mount(tree, place)
+        finally:
+            os.close(place)
+        set_propagation(run, tree, options)
+    finally:
+        os.close(tree)
+
+
+class CgroupView(Step):
+    """The container's view of its control groups at `target`: fresh mounts in a cgroup namespace, else binds of its own
+    groups; on v1 and hybrid hosts one directory each below a tmpfs."""
+
+    target: str
+    options: Options
+    namespace: bool
+    source: str = ""
+
+    def apply(self, run: Run) -> None:
+        assert run.group is not None
+        found = run.group.hierarchies()
+        alone = [each for each in found if each.v2 and not each.name]
+        if alone:
+            self._one(run, alone[0].v2, "", alone[0].directory, self.target)
+            return
+        kernel = run.kernel
+        context = kernel.fsopen("tmpfs")
+        for key, value in (("source", "tmpfs"), ("mode", "755")):
+            kernel.fsconfig_string(context, key, value)
+        kernel.fsconfig_create(context)
+        top = kernel.fsmount(context, self.options.set & ~k.MOUNT_ATTR_RDONLY)
+        os.close(context)
+        place = make_in_root(kernel, run.root, self.target, directory=True)
+        kernel.move_mount(top, place)
+        os.close(place)
+        for each in found:
+            try:
+                self._one(run, each.v2, each.data, each.directory, f"{self.target}/{each.name}")
+            except CallError as error:
+                if error.errno != errno.ENOENT:  # a hierarchy in which we have no group
+                    raise
+            if "," in each.name:
+                for single in each.name.split(","):
+                    kernel.symlinkat(each.name, top, single)
+        if self.options.set & k.MOUNT_ATTR_RDONLY:
+            kernel.mount_setattr(top, set=k.MOUNT_ATTR_RDONLY)
+        set_propagation(run, top, self.options)
+        os.close(top)
+
+    def _one(self, run: Run, v2: bool, data: str, directory: str, target: str) -> None:
+        kernel = run.kernel
+        options = self.options if v2 and not data else Options(set=self.options.set, clear=self.options.clear)
+        if not self.namespace:
+            attach(run, kernel.open_tree(k.AT_FDCWD, directory), target, options, directory=True)
+            return
+        context = kernel.fsopen("cgroup2" if v2 else "cgroup")
+        try:
+            kernel.fsconfig_string(context, "source", "cgroup")
+            for key in data.split(",") if data else ():
+                name, equals, value = key.partition("=")
+                if equals:
+                    kernel.fsconfig_string(context, name, value)
+                else:
+                    kernel.fsconfig_flag(context, name)
+            kernel.fsconfig_create(context)
+            tree = kernel.fsmount(context, 0)
+        except CallError as error:
+            if error.errno not in (errno.EPERM, errno.EBUSY):
+                raise
+            tree = kernel.open_tree(k.AT_FDCWD, directory)
+        finally:
+            os.close(context)
+        attach(run, tree, target, options, directory=True)
+
+
+# ---- hidden and read-only paths
+
+
+class Mask(Step):
+    """Hide `paths`: an empty read-only directory over directories, the host's /dev/null over all else.
+
+    This happens before pivot_root, with the host's files in sight, so that nothing of the image's can take the place of
+    /dev/null (CVE-2025-31133).
+    """
+
+    paths: tuple[str, ...]
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        null = kernel.open("/dev/null", os.O_PATH | os.O_NOFOLLOW)
+        status = os.fstat(null)
+        if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
+            raise SpecError("the host's /dev/null is not the null device (character device 1:3)")
+        empty = -1
+        for path in self.paths:
+            try:
+                place = open_in_root(kernel, run.root, path)
+            except CallError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    continue
+                raise
+            if not stat.S_ISDIR(os.fstat(place).st_mode):
+                cover = kernel.open_tree(null, "")
+            elif empty < 0:
+                cover = empty = self._empty(run)
+            else:
+                cover = kernel.open_tree(empty, "")  # only what is attached already can be cloned
+            kernel.move_mount(cover, place)
+            if cover != empty:
+                os.close(cover)
+            os.close(place)
+        os.close(null)
+        if empty >= 0:
+            os.close(empty)
+
+    def _empty(self, run: Run) -> int:
+        context = run.kernel.fsopen("tmpfs")
+        try:
+            for key, value in (("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "1")):
+                run.kernel.fsconfig_string(context, key, value)
+            run.kernel.fsconfig_create(context)
+            return run.kernel.fsmount(context, k.MOUNT_ATTR_RDONLY)
+        finally:
+            os.close(context)
+
+
+class ReadOnly(Step):
+    """Make what is mounted at and below `paths` read-only."""
+
+    paths: tuple[str, ...]
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        for path in self.paths:
+            try:
+                place = open_in_root(kernel, run.root, path)
+            except CallError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
+                    continue
+                raise
+            tree = kernel.open_tree(place, "", recursive=True)
+            kernel.mount_setattr(tree, set=k.MOUNT_ATTR_RDONLY, recursive=True)
+            kernel.move_mount(tree, place)
+            os.close(tree)
+            os.close(place)

@@ -1,0 +1,267 @@
+"""From the configuration to the steps: pure but for looking at what the host has, so it can be printed and compared.
+
+A `Plan` is in the order of a container's life, which life.py tells. The same configuration on the same host gives the
+same plan; nothing is opened or changed here. What the configuration may not say is a SpecError.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container import devices as dev
+from xuni.container import mounts as mnt
+from xuni.container import namespaces as ns
+from xuni.container import process as proc
+from xuni.container.record import Record, SpecError
+from xuni.container.step import Step
+from xuni.host.linux import kernel as k
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from xuni.container.spec import Linux, Mount, Process, Spec
+
+
+class Host(Record):
+    """What a plan depends on besides the configuration."""
+
+    root: bool = True  # we are the host's root, or as good
+    cgroups: bool = True  # control groups are wanted at all
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    console_socket: str = ""
+    terminal_here: bool = False  # the runtime keeps the terminal and passes its bytes on
+    create: bool = False  # init waits for `start`
+    rootless_ids: bool = False
+
+
+class Plan(Record):
+    """Who does what, in order."""
+
+    prepare: tuple[Step, ...]  # the runtime, before init exists
+    outside: tuple[Step, ...]  # between the two, if namespaces must be joined before init is made
+    clone: tuple[str, ...]  # the namespaces that init is born into
+    adopt: tuple[Step, ...]  # the runtime: id maps, control groups, limits
+    enter: tuple[Step, ...]  # init: its namespaces
+    build: tuple[Step, ...]  # init: the tree of files
+    host_hooks: tuple[Step, ...]  # the runtime: prestart, createRuntime
+    seal: tuple[Step, ...]  # init: createContainer, the new root, hidden paths
+    become: tuple[Step, ...]  # init: who it is and what it may
+    begin: tuple[Step, ...]  # init, after `start`: startContainer, seccomp, the process
+    poststart: tuple[Step, ...]  # the runtime
+    poststop: tuple[Step, ...]  # the runtime, once it is over
+
+
+def plan(spec: Spec, bundle: str, host: Host) -> Plan:
+    """Raises SpecError."""
+    from xuni.container.check import check
+
+    linux = check(spec, host)
+    process = spec.process
+    kinds = {each.type: each.path for each in linux.namespaces}
+    new = tuple([kind for kind in ns.KINDS if kind in kinds and not kinds[kind]])
+    joined = tuple([kind for kind in ns.KINDS if kinds.get(kind)])
+    userns = "user" in kinds
+    assert spec.root is not None
+    root = spec.root.path if spec.root.path.startswith("/") else f"{bundle}/{spec.root.path}"
+
+    # Joined before init is made: the PID namespace takes only children, a joined user namespace must own the new ones,
+    # and out of a new user namespace nobody could join the host's.
+    early = joined if "pid" in joined or "user" in joined or ("user" in new and joined) else ()
+    born = tuple([kind for kind in new if kind in ("user", "pid")])
+    unshared = tuple([kind for kind in new if kind not in ("user", "pid")])
+    by_runtime = userns and host.root  # init will not be the one who may open what the host's root may
+
+    opening: list[Step] = []
+    filling: list[Step] = []
+    _mounts(spec, linux, kinds, bundle, by_runtime, opening, filling)
+    opening.insert(0, mnt.OpenRoot(root))
+    mounted = "mount" in kinds
+    hooks = spec.hooks
+
+    prepare: list[Step] = [ns.OpenNamespace(kind, kinds[kind]) for kind in joined]
+    if linux.seccomp is not None:
+        from xuni.container.seccomp import CompileSeccomp
+
+        prepare.append(CompileSeccomp(linux.seccomp))
+    if host.console_socket:
+        from xuni.container.terminal import ConnectConsole
+
+        prepare.append(ConnectConsole(host.console_socket))
+
+    adopt: list[Step] = []
+    if "user" in new:
+        adopt.append(ns.MapIds(linux.uidMappings, linux.gidMappings))
+    if host.cgroups:
+        from xuni.container.groups import JoinGroup, LimitGroup, MakeGroup
+
+        prepare.append(MakeGroup(linux.cgroupsPath))
+        adopt.append(JoinGroup())
+        if linux.resources is not None:
+            adopt.append(LimitGroup(linux.resources))
+    if by_runtime:
+        adopt += opening
+    for name, device in (linux.netDevices or {}).items():
+        from xuni.container.netdev import MoveInterface
+
+        adopt.append(MoveInterface(name, device.name or name))
+
+    enter: list[Step] = []
+    if process is not None:
+        adopt += [proc.SetRlimit(each.type, each.soft, each.hard) for each in process.rlimits]
+        if process.oomScoreAdj is not None:
+            enter.append(proc.OomScore(process.oomScoreAdj))
+    if not early:
+        enter += [ns.Join(kind, kinds[kind]) for kind in joined]
+    if userns:
+        enter.append(ns.BecomeRoot())
+    if unshared:
+        enter.append(ns.Unshare(unshared))
+    if "time" in new:
+        offsets = tuple([(clock, each.secs, each.nanosecs) for clock, each in (linux.timeOffsets or {}).items()])
+        enter.append(ns.TimeOffsets(offsets))
+    if "network" in new:
+        enter.append(ns.Loopback())
+    if spec.hostname:
+        enter.append(ns.Hostname(spec.hostname))
+    if spec.domainname:
+        enter.append(ns.Domainname(spec.domainname))
+    enter += [ns.Sysctl(key, value) for key, value in (linux.sysctl or {}).items()]
+    if not host.no_new_keyring:
+        enter.append(proc.Keyring("_ses." + ""))
+    if linux.memoryPolicy is not None:
+        enter.append(proc.SetMemoryPolicy(linux.memoryPolicy))
+
+    build: list[Step] = []
+    if mounted:
+        build.append(mnt.Propagation("rslave" if linux.rootfsPropagation != "private" else "rprivate"))
+    if not by_runtime:
+        build += opening
+    build.append(mnt.AttachRoot("rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
+    build += filling
+    build += _devices(spec, linux, userns)
+
+    if process is not None:
+        build.append(proc.MakeDirectory(process.cwd))
+    seal: list[Step] = list(_hooks("createContainer", hooks and hooks.createContainer))
+    if spec.root.readonly:
+        seal.append(mnt.ReadOnlyRoot())
+    if linux.readonlyPaths:
+        seal.append(mnt.ReadOnly(linux.readonlyPaths))
+    if linux.maskedPaths:
+        seal.append(mnt.Mask(linux.maskedPaths))
+    seal.append(mnt.MoveRoot() if host.no_pivot or not mounted else mnt.PivotRoot())
+    if process is not None and process.terminal:
+        from xuni.container.terminal import OpenTerminal
+
+        size = process.consoleSize
+        seal.append(OpenTerminal(size.width if size else 0, size.height if size else 0, process.user.uid))
+    else:
+        seal.append(proc.NewSession())
+    if linux.rootfsPropagation:
+        seal.append(mnt.RootPropagation(linux.rootfsPropagation))
+
+    become: list[Step] = []
+    begin: list[Step] = list(_hooks("startContainer", hooks and hooks.startContainer))
+    if process is not None:
+        more, last = identity(process, linux)
+        become += more
+        begin += last
+    return Plan(
+        tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter), tuple(build),
+        tuple([*_hooks("prestart", hooks and hooks.prestart), *_hooks("createRuntime", hooks and hooks.createRuntime)]),
+        tuple(seal), tuple(become), tuple(begin),
+        tuple(_hooks("poststart", hooks and hooks.poststart)), tuple(_hooks("poststop", hooks and hooks.poststop)),
+    )  # fmt: skip
+
+
+def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
+    """Who the process is and what it may: steps before `start`, and those right before the process. Exec's too."""
+    become: list[Step] = []
+    if linux.personality is not None:
+        become.append(proc.SetPersonality(proc.persona(linux.personality)))
+    if process.scheduler is not None:
+        become.append(proc.SetScheduler(process.scheduler))
+    if process.ioPriority is not None:
+        become.append(proc.SetIoPriority(process.ioPriority.class_, process.ioPriority.priority))
+    if process.apparmorProfile or process.selinuxLabel:
+        from xuni.container.labels import SetLabel
+
+        become.append(SetLabel(process.apparmorProfile, process.selinuxLabel))
+    become.append(proc.OwnStreams(process.user.uid, process.terminal))
+    seccomp: list[Step] = []
+    if linux.seccomp is not None:
+        from xuni.container.seccomp import LoadSeccomp
+
+        seccomp.append(LoadSeccomp())
+    if process.noNewPrivileges:
+        become.append(proc.NoNewPrivileges())
+    else:
+        become += seccomp  # it takes CAP_SYS_ADMIN, which the next steps may drop
+    caps = process.capabilities
+    if caps is not None:
+        become.append(proc.BoundCapabilities(proc.mask(caps.bounding)))
+    user = process.user
+    become.append(proc.BecomeUser(user.uid, user.gid, user.additionalGids, user.umask))
+    if caps is not None:
+        become.append(proc.SetCapabilities(proc.mask(caps.permitted), proc.mask(caps.effective), proc.mask(caps.inheritable),
+                                           proc.mask(caps.ambient)))  # fmt: skip
+    become.append(proc.ChangeDirectory(process.cwd))
+    become.append(proc.FindProgram(process.args, proc.environment(process)))
+    begin: list[Step] = list(seccomp) if process.noNewPrivileges else []
+    begin.append(proc.Execute(process.args, proc.environment(process)))
+    return become, begin
+
+
+def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_runtime: bool, opening: list[Step],
+            filling: list[Step]) -> None:  # fmt: skip
+    userns = "user" in kinds
+    for index, mount in enumerate(spec.mounts):
+        options = mnt.sort_options(mount.options, f"mounts[{index}]")
+        target = "/" + mount.destination.lstrip("/")
+        if options.bind or mount.type == "bind":
+            source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
+            maps = mount.uidMappings, mount.gidMappings
+            if maps[0] and not options.idmap:
+                options = mnt.Options(**{name: getattr(options, name) for name in mnt.Options.fields if name != "idmap"},
+                                      idmap="idmap")  # fmt: skip
+            opening.append(mnt.OpenSource(index, source, options, *maps, bool(options.idmap and not maps[0])))
+            filling.append(mnt.Bind(index, target, options, source))
+        elif mount.type == "cgroup" or mount.type == "cgroup2":
+            filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))
+        else:
+            # A user namespace without a network or PID namespace of its own may not mount these; what it sees is the same.
+            fallback = ("/sys" if mount.type == "sysfs" and userns and kinds.get("network") != "" else
+                        "/proc" if mount.type == "proc" and userns and kinds.get("pid") != "" else "")  # fmt: skip
+            filling.append(mnt.Filesystem(target, mount.type, options, mount.source or mount.type, fallback))
+
+
+def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
+    """Default nodes, unless /dev is somebody else's directory; the configured ones; links."""
+    foreign = any(each.destination.rstrip("/") == "/dev" and {"bind", "rbind"} & set(each.options) for each in spec.mounts)
+    named = {os.path.normpath(each.path) for each in linux.devices}
+    if not foreign:
+        for path, major, minor in dev.DEFAULT:
+            if path not in named:
+                yield dev.Node(path, "c", major, minor, bind=userns)
+    for each in linux.devices:
+        mode = 0o666 if each.fileMode is None else each.fileMode
+        yield dev.Node(each.path, each.type, each.major, each.minor, mode, each.uid or 0, each.gid or 0, userns)
+    if not foreign:
+        for path, to in dev.LINKS:
+            yield dev.Link(path, to)
+        if any(each.destination.rstrip("/") == "/dev/pts" for each in spec.mounts):
+            yield dev.Link("/dev/ptmx", "pts/ptmx", replace=True)
+
+
+def _hooks(point: str, hooks: object) -> Iterator[Step]:
+    if not hooks:
+        return
+    from xuni.container.hooks import RunHook
+
+    for each in hooks:  # type: ignore[attr-defined]
+        yield RunHook(point, each.path, each.args, each.env, each.timeout)
+
+
+__all__ = ["Host", "Plan", "identity", "k", "plan"]

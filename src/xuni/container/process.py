@@ -1,0 +1,356 @@
+"""What the container's process may do and who it is: the last steps before it begins."""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container.step import Run, SpecError, Step
+from xuni.host.linux import kernel as k
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from xuni.container.spec import MemoryPolicy, Personality, Process, Scheduler
+    from xuni.host.linux.kernel import Linux
+
+# capabilities(7), by number.
+CAPABILITIES: Final = (
+    "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID",
+    "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW",
+    "CAP_IPC_LOCK", "CAP_IPC_OWNER", "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME", "CAP_SYS_TTY_CONFIG", "CAP_MKNOD",
+    "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL", "CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG",
+    "CAP_WAKE_ALARM", "CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+)  # fmt: skip
+
+# getrlimit(2), by number.
+RLIMITS: Final = (
+    "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_CORE", "RLIMIT_RSS", "RLIMIT_NPROC", "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK", "RLIMIT_AS", "RLIMIT_LOCKS", "RLIMIT_SIGPENDING", "RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+)  # fmt: skip
+
+
+class SetRlimit(Step):
+    """Set a limit of init, from outside: raising one takes CAP_SYS_RESOURCE of the host."""
+
+    type: str
+    soft: int
+    hard: int
+
+    def apply(self, run: Run) -> None:
+        run.kernel.prlimit(run.pid, RLIMITS.index(self.type), self.soft, self.hard, self.type)
+
+
+class OomScore(Step):
+    value: int
+
+    def apply(self, run: Run) -> None:
+        run.kernel.write_file("/proc/self/oom_score_adj", str(self.value))
+
+
+class Keyring(Step):
+    """A session keyring of the container's own, so that the runtime's keys stay outside."""
+
+    name: str
+
+    def apply(self, run: Run) -> None:
+        import errno
+
+        try:
+            run.kernel.join_session_keyring(self.name)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):  # no keyrings here, or no room for another
+                raise
+
+
+class SetPersonality(Step):
+    persona: int
+
+    def apply(self, run: Run) -> None:
+        run.kernel.personality(self.persona)
+
+
+class NoNewPrivileges(Step):
+    def apply(self, run: Run) -> None:
+        run.kernel.prctl(k.PR_SET_NO_NEW_PRIVS, 1)
+
+
+class BoundCapabilities(Step):
+    """Drop from the bounding set what is not in `kept` (a mask)."""
+
+    kept: int
+
+    def apply(self, run: Run) -> None:
+        for number in range(64):
+            if self.kept >> number & 1:
+                continue
+            try:
+                run.kernel.prctl(k.PR_CAPBSET_DROP, number)
+            except OSError as error:
+                import errno
+
+                if error.errno == errno.EINVAL:  # past the last capability of this kernel
+                    return
+                raise
+
+
+class BecomeUser(Step):
+    """Take the process's ids, keeping capabilities for the next step to decide on."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+    umask: int | None = None
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        kernel.prctl(k.PR_SET_KEEPCAPS, 1)
+        kernel.setresgid(self.gid)
+        try:
+            kernel.setgroups(self.groups)
+        except OSError as error:
+            import errno
+
+            if error.errno != errno.EPERM or self.groups:
+                raise
+            with open("/proc/self/setgroups") as file:
+                if file.read().strip() != "deny":  # with "deny" there are no others to drop
+                    raise
+        kernel.setresuid(self.uid)
+        kernel.prctl(k.PR_SET_KEEPCAPS, 0)
+        os.umask(0o022 if self.umask is None else self.umask)
+
+
+class SetCapabilities(Step):
+    """The permitted, effective, inheritable and ambient sets, as masks.
+
+    What we do not have ourselves, and ambient ones that are not permitted and inheritable, cannot be granted: config.md wants
+    a warning then, not a failure.
+    """
+
+    permitted: int
+    effective: int
+    inheritable: int
+    ambient: int = 0
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        _, ours, _ = kernel.capget()
+        permitted = self.permitted & ours
+        inheritable = self.inheritable & bounding(kernel)
+        ambient = self.ambient & permitted & inheritable
+        lost = (self.permitted | self.effective) & ~permitted | self.inheritable & ~inheritable | self.ambient & ~ambient
+        if lost:
+            names = ", ".join([name for number, name in enumerate(CAPABILITIES) if lost >> number & 1])
+            run.warn(f"process.capabilities: {names} cannot be granted as asked for (not held by the runtime, or ambient without "
+                     "being permitted and inheritable)")  # fmt: skip
+        kernel.capset(self.effective & permitted, permitted, inheritable)
+        kernel.prctl(k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL)
+        for number in range(64):
+            if ambient >> number & 1:
+                kernel.prctl(k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_RAISE, number)
+
+
+def bounding(kernel: Linux) -> int:
+    """The bounding set, as a mask."""
+    bits = 0
+    for number in range(len(CAPABILITIES)):
+        try:
+            bits |= kernel.prctl(k.PR_CAPBSET_READ, number) << number
+        except OSError:  # newer than the kernel
+            break
+    return bits
+
+
+class ChangeDirectory(Step):
+    """Go where the process is to begin, and see that this is inside the root (a leaked descriptor can lead out:
+    CVE-2024-21626)."""
+
+    path: str
+
+    def apply(self, run: Run) -> None:
+        run.kernel.chdir(self.path)
+        try:
+            here = os.getcwd()
+        except OSError:
+            here = "(unreachable)"
+        if not here.startswith("/"):
+            raise SpecError(f"process.cwd: {self.path} leads out of the container's root")
+
+
+class Execute(Step):
+    """Become the process. Looks `args[0]` up in PATH unless it has a slash."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+
+    def find(self) -> str:
+        """The file to execute. Raises OSError as execvp(3) would."""
+        import errno
+
+        name = self.args[0]
+        if "/" in name:
+            if not os.path.isfile(name):
+                raise OSError(errno.ENOENT if not os.path.lexists(name) else errno.EACCES, f"exec {name}")
+            if not os.access(name, os.X_OK):
+                raise OSError(errno.EACCES, f"exec {name}")
+            return name
+        path = next((each[5:] for each in self.env if each.startswith("PATH=")), "/bin:/usr/bin")
+        denied = False
+        for directory in path.split(":"):
+            candidate = f"{directory or '.'}/{name}"
+            if os.path.isfile(candidate):
+                if os.access(candidate, os.X_OK):
+                    return candidate
+                denied = True
+        if denied:
+            raise OSError(errno.EACCES, f"exec {name}: Permission denied (found in PATH={path}, not executable)")
+        raise OSError(errno.ENOENT, f'exec: "{name}": executable file not found in $PATH ({path})')
+
+    def apply(self, run: Run) -> None:
+        path = self.find()
+        run.kernel.execveat(k.AT_FDCWD, path, [each.encode() for each in self.args], [each.encode() for each in self.env], 0)
+
+
+class NewSession(Step):
+    def apply(self, run: Run) -> None:
+        os.setsid()
+
+
+class MakeDirectory(Step):
+    """The working directory, if the image lacks it."""
+
+    path: str
+
+    def apply(self, run: Run) -> None:
+        from xuni.container.rooted import make_in_root
+
+        try:
+            os.close(make_in_root(run.kernel, run.root, self.path, directory=True))
+        except OSError:
+            pass  # ChangeDirectory will say what is wrong, as the process's user
+
+
+class OwnStreams(Step):
+    """Give standard input, output and error to the process's user, who may want to open /dev/stdout again."""
+
+    uid: int
+    terminal: bool = False
+
+    def apply(self, run: Run) -> None:
+        import errno
+        import stat
+
+        for descriptor in (0, 1, 2):
+            try:
+                status = os.fstat(descriptor)
+                if status.st_uid == self.uid or stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3):
+                    continue
+                os.fchown(descriptor, self.uid, -1)
+            except OSError as error:
+                # Not ours to give away: files of another user namespace, a read-only file system.
+                if error.errno not in (errno.EPERM, errno.EINVAL, errno.EROFS, errno.EBADF):
+                    raise
+
+
+class FindProgram(Step):
+    """See that there is something to execute, while whoever creates the container still listens."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+
+    def apply(self, run: Run) -> None:
+        Execute(self.args, self.env).find()
+
+
+class SetScheduler(Step):
+    scheduler: Scheduler
+
+    def apply(self, run: Run) -> None:
+        s = self.scheduler
+        flags = sum(1 << SCHEDULER_FLAGS.index(each) for each in s.flags)
+        packed = b"".join([(48).to_bytes(4, "little"), POLICIES[s.policy].to_bytes(4, "little"), flags.to_bytes(8, "little"),
+                           s.nice.to_bytes(4, "little", signed=True), s.priority.to_bytes(4, "little"),
+                           s.runtime.to_bytes(8, "little"), s.deadline.to_bytes(8, "little"), s.period.to_bytes(8, "little")])  # fmt: skip
+        run.kernel.sched_setattr(packed, repr(s))
+
+
+POLICIES: Final = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5,
+                   "SCHED_DEADLINE": 6}  # fmt: skip
+SCHEDULER_FLAGS: Final = ("SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_KEEP_POLICY",
+                          "SCHED_FLAG_KEEP_PARAMS", "SCHED_FLAG_UTIL_CLAMP_MIN", "SCHED_FLAG_UTIL_CLAMP_MAX")  # fmt: skip
+IO_CLASSES: Final = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+MEMORY_MODES: Final = {"MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
+                       "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6}  # fmt: skip
+MEMORY_FLAGS: Final = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_STATIC_NODES": 1 << 15}
+
+
+class SetIoPriority(Step):
+    level: str
+    priority: int = 0
+
+    def apply(self, run: Run) -> None:
+        run.kernel.ioprio_set(IO_CLASSES[self.level] << 13 | self.priority)
+
+
+class SetMemoryPolicy(Step):
+    policy: MemoryPolicy
+
+    def apply(self, run: Run) -> None:
+        mode = MEMORY_MODES[self.policy.mode]
+        for each in self.policy.flags:
+            mode |= MEMORY_FLAGS[each]
+        nodes = 0
+        for number in numbers(self.policy.nodes, "linux.memoryPolicy.nodes"):
+            nodes |= 1 << number
+        run.kernel.set_mempolicy(mode, nodes, self.policy.mode)
+
+
+def numbers(text: str, place: str) -> list[int]:
+    """"0-2,7" as [0, 1, 2, 7]. Raises SpecError."""
+    found: list[int] = []
+    for part in text.split(","):
+        part = part.strip()
+        if not part:
+            continue
+        low, dash, high = part.partition("-")
+        try:
+            first, last = int(low), int(high if dash else low)
+        except ValueError:
+            raise SpecError(f"{place}: {text!r} is not a list such as 0-2,7") from None
+        if not 0 <= first <= last < 4096:
+            raise SpecError(f"{place}: {part!r} is not within 0 … 4095 in ascending order")
+        found += range(first, last + 1)
+    return found
+
+
+def mask(names: tuple[str, ...]) -> int:
+    """Capabilities as the kernel counts them. Those this table does not know are dropped, as the specification allows."""
+    bits = 0
+    for name in names:
+        number = _NUMBER.get(name.upper())
+        if number is not None:
+            bits |= 1 << number
+    return bits
+
+
+_NUMBER: Final = {name: number for number, name in enumerate(CAPABILITIES)}
+
+
+def persona(personality: Personality) -> int:
+    """personality(2): PER_LINUX or PER_LINUX32."""
+    if personality.flags:
+        raise SpecError("linux.personality.flags: none are defined")
+    if personality.domain not in ("LINUX", "LINUX32"):
+        raise SpecError(f"linux.personality.domain: {personality.domain!r} is neither LINUX nor LINUX32")
+    return 8 if personality.domain == "LINUX32" else 0
+
+
+def environment(process: Process) -> tuple[str, ...]:
+    """The variables as configured, the last of each name."""
+    last: dict[str, str] = {}
+    for each in process.env:
+        last[each.partition("=")[0]] = each
+    return tuple(last.values())

@@ -1,0 +1,208 @@
+"""What the runtime remembers of a container: one directory below --root, written before each effect it describes.
+
+`ROOT/ID/state.json` is replaced whole; `config.json` beside it is the configuration that the container was made from;
+`start.sock` is there from create until start, and init listens on it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from xuni.container import json
+from xuni.container.record import Record, SpecError, decode, encode, i64
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from xuni.container.spec import Spec
+
+VERSION: Final = "1.3.0"
+_ALLOWED: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_+-.")
+
+
+class State(Record):
+    """What survives the runtime's process."""
+
+    id: str
+    bundle: str
+    rootfs: str
+    config: str = "config.json"  # where it came from
+    created: str = ""
+    owner: str = ""
+    pid: i64 = 0
+    started: i64 = 0  # when the pid began, in clock ticks after boot: another process may have its number by now
+    cgroups: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    phase: str = "creating"  # "creating", "made": processes decide the rest
+    rootless: bool = False
+
+    def replaced(self, **changes: object) -> State:
+        return State(**({name: getattr(self, name) for name in self.fields} | changes))  # type: ignore[arg-type]
+
+
+class Home:
+    """The directory of one container's state."""
+
+    def __init__(self, root: str, container: str) -> None:
+        if not container or container in (".", "..") or not set(container) <= _ALLOWED:
+            raise SpecError(f"invalid container id {container!r}: letters, digits and _+-. make an id")
+        if len(container.encode()) > 1024:
+            raise SpecError(f"invalid container id: {len(container)} characters; 1024 are the limit")
+        self.root = root
+        self.container = container
+        self.path = f"{root}/{container}"
+        self.socket = f"{self.path}/start.sock"
+
+    def claim(self) -> None:
+        """Take the id. Raises SpecError if it is taken."""
+        try:
+            os.makedirs(self.root, 0o711, exist_ok=True)
+            os.mkdir(self.path, 0o711)
+        except FileExistsError:
+            raise SpecError(f"container with given ID already exists: {self.container}") from None
+
+    def write(self, state: State) -> None:
+        temporary = f"{self.path}/.state.json.{os.getpid()}"
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, json.dumps(encode(state)))
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, f"{self.path}/state.json")
+
+    def keep_config(self, text: bytes) -> None:
+        descriptor = os.open(f"{self.path}/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            while text:
+                text = text[os.write(descriptor, text) :]
+        finally:
+            os.close(descriptor)
+
+    def listen(self) -> int:
+        """The socket on which init waits for `start`."""
+        import _socket
+
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        directory = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            socket.bind(f"/proc/self/fd/{directory}/start.sock")  # a socket's path has at most 107 bytes
+            socket.listen(1)
+        finally:
+            os.close(directory)
+        return socket.detach()
+
+    def read(self) -> State:
+        """Raises SpecError if there is no such container."""
+        try:
+            text = read_file(f"{self.path}/state.json")
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            raise SpecError(f"container does not exist: {self.container} (in {self.root})") from None
+        return decode(State, json.loads(text, f"{self.path}/state.json"))
+
+    def spec(self) -> Spec:
+        from xuni.container.spec import Spec
+
+        return decode(Spec, json.loads(read_file(f"{self.path}/config.json"), f"{self.path}/config.json"))
+
+    def remove(self) -> None:
+        """Forget the container; what is missing already is fine."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        names.sort(key=lambda name: name == "state.json")  # last: without it nobody would know how to finish the rest
+        for name in names:
+            try:
+                os.unlink(f"{self.path}/{name}")
+            except FileNotFoundError:
+                pass
+        try:
+            os.rmdir(self.path)
+        except FileNotFoundError:
+            pass
+
+
+def now() -> str:
+    """RFC 3339, in UTC."""
+    import time
+
+    seconds = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e9):09d}Z"
+
+
+def log_line(level: str, text: str, as_json: bool) -> bytes:
+    """One line of --log, in runc's two formats."""
+    if as_json:
+        return json.dumps({"level": level, "msg": text, "time": now()}) + b"\n"
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'time="{now()}" level={level} msg="{quoted}"\n'.encode(errors="backslashreplace")
+
+
+def owner() -> str:
+    """The user's name, or number."""
+    uid = os.geteuid()
+    if uid == 0:
+        return "root"
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def read_file(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = b""
+        while piece := os.read(descriptor, 1 << 20):
+            content += piece
+        return content
+    finally:
+        os.close(descriptor)
+
+
+def process(pid: int) -> tuple[str, int]:
+    """The state letter of /proc/PID/stat and when the process began; ("", 0) if there is none."""
+    try:
+        fields = read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    except OSError:
+        return "", 0
+    return fields[0].decode(), int(fields[19])
+
+
+def status(home: Home, state: State, frozen: bool | None = None) -> str:
+    """creating, created, running, paused or stopped (runtime.md, "State")."""
+    if state.phase == "creating":
+        return "creating" if _alive(state) else "stopped"
+    if not _alive(state):
+        return "stopped"
+    if os.path.exists(home.socket):
+        return "created"
+    if frozen is None and state.cgroups:
+        from xuni.container.cgroup import reopen
+
+        frozen = reopen(state.cgroups).frozen()
+    return "paused" if frozen else "running"
+
+
+def _alive(state: State) -> bool:
+    if not state.pid:
+        return False
+    letter, began = process(state.pid)
+    return letter not in ("", "Z", "X") and began == state.started
+
+
+def report(state: State, status: str) -> dict[str, object]:
+    """The object that hooks and `state` see."""
+    said: dict[str, object] = {"ociVersion": VERSION, "id": state.id}
+    if status != "creating" or state.pid:
+        said["pid"] = 0 if status == "stopped" else state.pid
+    said |= {"status": status, "bundle": state.bundle}
+    if state.annotations:
+        said["annotations"] = state.annotations
+    return said

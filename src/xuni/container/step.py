@@ -1,0 +1,133 @@
+"""A step: one change on the way to a container, as a record that can be printed, compared and applied.
+
+`plan.py` decides (pure), `apply` acts through `run.kernel`; whatever steps hand to one another lies in the `Run`.
+
+To add one: a Step beside its family (namespaces.py, mounts.py, devices.py, process.py, …), its line in plan.py, its test in
+tests/container; if the kernel may refuse it for a reason worth telling, a line in rules.py.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container.record import Record, SpecError
+from xuni.host.linux.calls import CallError
+from xuni.host.linux.kernel import Linux
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from xuni.container.cgroup import Group
+    from xuni.container.spec import Spec
+    from xuni.container.talk import Talk
+
+
+class Run:
+    """What the steps of one container share: the kernel, open descriptors, and who is who."""
+
+    def __init__(self, kernel: Linux, spec: Spec, container: str, bundle: str) -> None:
+        self.kernel = kernel
+        self.spec = spec
+        self.container = container
+        self.bundle = bundle
+        self.party = "runtime"  # or "init": who runs
+        self.group: Group | None = None
+        self.pid = 0  # of init, as the runtime sees it
+        self.pidfd = -1
+        self.root = -1  # the container's root directory, in init
+        self.files: dict[str, int] = {}  # descriptors that one step opens and another uses, by name
+        self.console = -1  # the master of the container's terminal
+        self.preserve = 0  # descriptors 3 … 3+n-1 go on into the container
+        self.state = b""  # what hooks read
+        self.traced = False
+        self.log, self.log_json = -1, False
+
+    def close(self) -> None:
+        """What is still open of the runtime's own."""
+        for descriptor in self.files.values():
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.files.clear()
+
+    def keep_only_preserved(self, talk: Talk) -> None:
+        """In init: nothing but standard streams and what the user handed over goes on into the process."""
+        for descriptor in range(3, 3 + self.preserve):
+            try:
+                os.set_inheritable(descriptor, True)
+            except OSError:
+                pass
+        self.kernel.close_range(3 + self.preserve)
+
+    def warn(self, text: str) -> None:
+        """Into the log: a descriptor, since init no longer sees the host's files."""
+        if self.log >= 0:
+            from xuni.container.state import log_line
+
+            os.write(self.log, log_line("warning", text, self.log_json))
+
+    def trace(self, step: object, since: float) -> None:
+        import time
+
+        os.write(2, f"{(time.perf_counter() - since) * 1000:9.3f} ms  {self.party:<8} {step}\n".encode())
+
+
+class Step(Record):
+    """Base of all steps. Its name is its class; its fields are all it needs to know."""
+
+    def apply(self, run: Run) -> None:
+        raise NotImplementedError
+
+
+class StepFailed(Exception):
+    """A step did not succeed; the text names the step, the call, and the rule behind it."""
+
+    def __init__(self, step: str, said: str, call: str = "", number: int = 0) -> None:
+        super().__init__(step, said, call, number)
+        self.step, self.said, self.call, self.number = step, said, call, number
+
+    @classmethod
+    def of(cls, step: Step, error: OSError | SpecError) -> StepFailed:
+        if isinstance(error, SpecError):
+            return cls(repr(step), str(error))
+        call = getattr(error, "call", "")
+        said = str(error) if call else f"{error.strerror}{': ' + str(error.filename) if error.filename else ''}"
+        return cls(repr(step), said, call, error.errno or 0)
+
+    def __str__(self) -> str:
+        from xuni.container.rules import explain
+
+        return explain(self.step, self.said, self.call, self.number)
+
+    def pack(self) -> bytes:
+        """For the runtime, which has the rules at hand."""
+        return "\0".join((self.step, self.said, self.call, str(self.number))).encode(errors="backslashreplace")
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> StepFailed:
+        step, said, call, number = packed.decode().split("\0")
+        return cls(step, said, call, int(number))
+
+
+def apply(steps: Iterable[Step], run: Run) -> None:
+    """Apply each in order; the first that fails ends it, as StepFailed."""
+    if run.traced:
+        import time
+
+        for step in steps:
+            since = time.perf_counter()
+            _apply(step, run)
+            run.trace(step, since)
+        return
+    for step in steps:
+        _apply(step, run)
+
+
+def _apply(step: Step, run: Run) -> None:
+    try:
+        step.apply(run)
+    except (OSError, SpecError) as error:
+        raise StepFailed.of(step, error) from error
+
+
+__all__ = ["CallError", "Run", "SpecError", "Step", "StepFailed", "apply"]

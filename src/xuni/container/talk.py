@@ -1,0 +1,110 @@
+"""The words between the runtime and init: one letter each way at a time, or why it went wrong.
+
+`!TEXT` and the end of the stream is a failure. The end alone, after init has been told to go, is success: execve closed it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container.record import SpecError
+from xuni.container.step import StepFailed
+
+
+class InitFailed(Exception):
+    """Init went away without a word."""
+
+
+class Talk:
+    """One side's end. Made before the clone; each side then says which it is."""
+
+    def __init__(self) -> None:
+        self._up = os.pipe()  # init to runtime
+        self._down = os.pipe()
+        self.into = self.out = -1
+
+    def runtime(self) -> None:
+        os.close(self._up[1])
+        os.close(self._down[0])
+        self.into, self.out = self._up[0], self._down[1]
+
+    def init(self) -> None:
+        os.close(self._up[0])
+        os.close(self._down[1])
+        self.into, self.out = self._down[0], self._up[1]
+
+    def tell(self, word: bytes) -> None:
+        try:
+            os.write(self.out, word)
+        except BrokenPipeError:
+            pass  # what the other side says last is read by expect
+
+    def fail(self, error: Exception) -> None:
+        failed = error if isinstance(error, StepFailed) else StepFailed("", f"this is a bug of xuni: {error!r}")
+        self.tell(b"!" + failed.pack())
+
+    def expect(self, word: bytes) -> None:
+        """Raises StepFailed with what the other side says instead."""
+        heard = os.read(self.into, 1)
+        if heard != word:
+            self._failed(heard, word)
+
+    def expect_end(self) -> None:
+        """Until the process has begun."""
+        heard = os.read(self.into, 1)
+        if heard:
+            self._failed(heard, b"")
+
+    def _failed(self, heard: bytes, word: bytes) -> None:
+        if heard == b"!":
+            said = b""
+            while piece := os.read(self.into, 65536):
+                said += piece
+            raise StepFailed.unpack(said)
+        assert not heard, f"heard {heard!r} instead of {word!r}"
+        raise InitFailed("init was killed while it prepared the container (by its memory limit, or by somebody's signal)")
+
+    def pid(self) -> int:
+        """`pN` newline, from the process that made init. Before `runtime`."""
+        heard = b""
+        while not heard.endswith(b"\n"):
+            piece = os.read(self._up[0], 1)
+            if not piece:
+                break
+            heard += piece
+            if heard == b"!":
+                os.close(self._up[1])
+                self.into = self._up[0]
+                self._failed(heard, b"p")
+        if not heard.startswith(b"p"):
+            raise InitFailed("the process that was to make init was killed")
+        return int(heard[1:])
+
+    def become_started(self, listener: int) -> None:
+        """In init: wait for `start`, and talk with it from now on."""
+        import _socket
+
+        socket = _socket.socket(fileno=listener)
+        os.close(self.out)
+        os.close(self.into)
+        descriptor, _ = socket._accept()  # type: ignore[attr-defined]
+        socket.close()
+        self.into = self.out = descriptor
+
+    @classmethod
+    def starting(cls, path: str) -> Talk:
+        """In `start`: connected with init. Raises SpecError if it is gone."""
+        import _socket
+
+        made = cls.__new__(cls)
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            # A path of a socket has at most 107 bytes.
+            socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        except OSError as error:
+            raise SpecError(f"cannot start: init does not answer on {path}: {error.strerror}") from None
+        finally:
+            os.close(directory)
+        made.into = made.out = socket.detach()
+        return made
