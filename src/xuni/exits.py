@@ -187,7 +187,7 @@ class DebugControl:
 
     step: bool = False
     breakpoints: frozenset[int] = frozenset()
-    """Linear addresses, without limit in number."""
+    """Linear addresses; engines take thousands."""
     watchpoints: tuple[Watchpoint, ...] = ()
     """At most four."""
 

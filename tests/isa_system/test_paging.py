@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from xuni.isa.bits import u32, u64
+from xuni.isa.bits import Bits, u32, u64
 from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.paging import Access, set_pkru, walk
 from xuni.isa.x86.state import Cr0, Cr4, Efer, Eflags
@@ -281,3 +281,25 @@ def test_a_new_pkru_flushes_what_it_concerns() -> None:
     assert cpu.log == [("flush",)]
     set_pkru(cpu, u32(0xB1))
     assert len(cpu.log) == 2, "key 0 is everywhere"
+
+
+class ChangedMeanwhile(PlainCpu):
+    """Another processor remaps the page between the walk's read of its entry and the mark."""
+
+    def mark_entry(self, address: Bits, entry: Bits, flags: Bits) -> Bits:
+        if int(address) == 0x3000 + 8 * 5 and self.ram.read(0x3028, 8) == (0x7000 | P | W):
+            self.ram.write(0x3028, 0x9000 | P, 8)
+        return super().mark_entry(address, entry, flags)
+
+
+def test_an_entry_that_changed_during_the_walk_is_read_again() -> None:
+    ram = Memory()
+    cpu = ChangedMeanwhile(ram)
+    s = cpu.s
+    s.cr0, s.cr4, s.cr3 = int(Cr0.PE | Cr0.PG), int(Cr4.PAE), 0
+    s.pdpte[0] = 0x2000 | P
+    ram.write(0x2000, 0x3000 | P | W, 8)
+    ram.write(0x3028, 0x7000 | P | W, 8)
+    physical, _ = walk(cpu, u64(0x5123), u64(0))
+    assert int(physical) == 0x9123
+    assert ram.read(0x3028, 8) == 0x9000 | P | A, "no flag of the old entry may end up in the new one"

@@ -198,7 +198,7 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
         function = getattr(sys.modules[module], name).__native__
         want(native_instance(function, tuple(static)))
     roots: tuple[Any, ...] = (run.run, decode.lookup, decode.lookup_link, memory.fill, physical.note_write,
-                              memory.flush_tlb, memory.host_write)  # fmt: skip
+                              memory.flush_tlb, memory.host_write, run.empty_arena)  # fmt: skip
     for root in roots:
         want(native_instance(root.__native__))
     bodies, declarations = [glue.text()], set()

@@ -37,11 +37,12 @@ class CodeCache:
         self._call_host_write = host_write
         self._host_lock = Lock()
         self._states: list[State] = []
+        self._breakpoints: dict[int, frozenset[int]] = {}
         self._flush: list[Callable[[], None]] = []
         self._frame_count = sum(slot.size for slot in memory.slots) // PAGE + SPARE_FRAMES
         self.region = Parts({
-            "arena": Arena.SIZE, "host": State.SIZE, "cpus": 8 * CPUS, "clean": TLB_ENTRIES * TlbEntry.SIZE,
-            "scratch": PAGE, "slots": SLOTS * SlotRecord.SIZE, "buckets": 8 << HASH_BITS,
+            "arena": Arena.SIZE, "breakpoints": PAGE // 8, "host": State.SIZE, "cpus": 8 * CPUS,
+            "clean": TLB_ENTRIES * TlbEntry.SIZE, "scratch": PAGE, "slots": SLOTS * SlotRecord.SIZE, "buckets": 8 << HASH_BITS,
             "leaves": len(tables["leaves"]), "handlers": len(handlers), "prefixes": 256,
             **{name: len(tables[name]) for name in TABLES if name != "prefixes"},
             "frames": Frame.SIZE * self._frame_count, "ops": ARENA_SIZE,
@@ -84,9 +85,16 @@ class CodeCache:
         if self._memory_remapped in self.memory.on_remap:
             self.memory.on_remap.remove(self._memory_remapped)
 
-    def empty(self) -> None:
-        """Have everything decoded anew, as soon as no processor is in the middle of it."""
-        self.arena.end = 0
+    def set_breakpoints(self, state: int, linear: frozenset[int]) -> bool:
+        """Where the processor with its state at this address wants to be asked. Whether that needs `arena` emptied."""
+        if linear == self._breakpoints.get(state, frozenset()):
+            return False
+        self._breakpoints[state] = linear
+        bits = bytearray(PAGE // 8)
+        for address in frozenset[int]().union(*self._breakpoints.values()):
+            bits[(address & PAGE - 1) >> 3] |= 1 << (address & 7)
+        self.region.put_part("breakpoints", bytes(bits))
+        return True
 
     def _leaves(self) -> bytes:
         """The leaves, those of absent features replaced by the invalid one."""
@@ -107,7 +115,8 @@ class CodeCache:
         arena.handler_indexes = place("indexes")
         arena.clean_tlb = place("clean")
         arena.scratch_page = place("scratch")
-        for name in ("buckets", "frames", "leaves", "nodes", "handlers", "modrm", "effects", "fusions", "prefixes", "cpus"):
+        for name in ("buckets", "frames", "leaves", "nodes", "handlers", "modrm", "effects", "fusions", "prefixes", "cpus",
+                     "breakpoints"):
             setattr(arena, name, place(name))
         return arena
 
@@ -136,6 +145,6 @@ class CodeCache:
     def _memory_remapped(self) -> None:
         """Guest memory lies elsewhere now. No processor runs."""
         self._write_slots()
-        self.empty()
+        self.arena.end = 0
         for flush in self._flush:
             flush()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from xuni.engine.soft.debugger import may_break
 from xuni.engine.soft.memory import check_canonical, current_access, enter_tlb, forget_writable, jump_slot, tlb_at
 from xuni.engine.soft.physical import lock_code, slot_of, unlock_code
 from xuni.engine.soft.records import (
@@ -357,6 +358,16 @@ def close_trace(cpu: SoftCpu, op_pointer: Bits, index: Bits, offset: Bits) -> No
     op.index = index.trunc(16)
 
 
+@staged
+def ask_first(cpu: SoftCpu, op_pointer: Bits, offset: Bits) -> None:
+    """The Op before an instruction that may have a breakpoint."""
+    op = cpu.struct(Op, op_pointer)
+    op.handler = cpu.handler_address("breakpoint")
+    op.length = 0
+    op.offset = offset.trunc(16)
+    op.index = 0
+
+
 @native
 def new_trace(cpu: SoftCpu) -> U64:
     """Room for the longest trace; 0 when the arena is full (the loop then empties it)."""
@@ -386,7 +397,15 @@ def build_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_poin
     previous = u64(0)  # handler number of the Op before
     limit = select((mode & Mode.STEP) != 0, u64(1), u64(TRACE_LIMIT))
     going = u1(1)
+    ops = u64(0)
     while going:
+        asks = may_break(cpu, at)
+        if unlikely(asks):
+            if count != 0:  # such an instruction begins a trace
+                break
+            ask_first(cpu, op, at)
+            op = op + OP_SIZE
+            ops = u64(1)
         code = host_page + at
         if unlikely(at > PAGE - FETCH_BYTES):
             cpu.fill_bytes(arena.scratch_page, const(0, 8), u64(32))
@@ -417,13 +436,14 @@ def build_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_poin
             previous = handler
             at = at + length
             count = count + 1
+            ops = ops + 1
             op = op + OP_SIZE
             going = ((flags & LeafFlag.ENDS) == 0) & (length <= 15) & (count < limit) & (at < PAGE)
     close_trace(cpu, op, count, at)
     t = cpu.struct(Trace, trace)
     t.host = host_page + offset
     t.mode = mode.trunc(32)
-    t.count = (count + 1).trunc(16)
+    t.count = (ops + 1).trunc(16)
     t.start = offset.trunc(16)
     t.end = at.trunc(16)
     t.dead = 0
@@ -515,6 +535,11 @@ def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mod
     cpu.copy_bytes(arena.scratch_page, host_page + offset, room)
     cpu.copy_bytes(arena.scratch_page + room, second, u64(16))
     op = trace + Trace.SIZE
+    ops = u64(2)
+    if unlikely(may_break(cpu, offset)):
+        ask_first(cpu, op, offset)
+        op = op + OP_SIZE
+        ops = u64(3)
     length, _, _ = decode(cpu, arena.scratch_page, op, offset, mode, u64(0))
     record = cpu.struct(Op, op)
     record.index = 0
@@ -524,7 +549,7 @@ def straddling_trace(cpu: SoftCpu, linear: U64, host_page: U64, offset: U64, mod
     t = cpu.struct(Trace, trace)
     t.host = host_page + offset
     t.mode = mode.trunc(32)
-    t.count = 2
+    t.count = ops.trunc(16)
     t.start = offset.trunc(16)
     t.end = (offset + length).trunc(16)
     t.dead = 0

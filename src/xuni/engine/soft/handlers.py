@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from xuni.engine.soft import debugger
 from xuni.engine.soft.cpu import StagedCpu
 from xuni.engine.soft.endings import Endings
 from xuni.engine.soft.memory import tlb_at
@@ -276,10 +277,16 @@ def pause(cpu: Any) -> None:
     cpu.next()
 
 
+def breakpoint(cpu: Any) -> None:
+    """Before an instruction at the offset of a breakpoint."""
+    debugger.ask(cpu)
+    cpu.next()
+
+
 # In this order: the decoder relies on 0 and on `records.Fpu`.
 SPECIALS: Final[tuple[Callable[[Any], None], ...]] = (
     invalid, unavailable_x87, unavailable_mmx, unavailable_sse, unavailable_x87,
-    close_linked, close_far, too_long, stale, pause,
+    close_linked, close_far, too_long, stale, pause, breakpoint,
 )  # fmt: skip
 
 

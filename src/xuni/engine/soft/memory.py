@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn
 
+from xuni.engine.soft.debugger import note_access
 from xuni.engine.soft.physical import (
     exchange_pair,
     exchange_physical,
@@ -214,7 +215,7 @@ def may_be_direct(cpu: SoftCpu) -> Bits:
     """Whether accesses may go past `watch_data` and `check_alignment`."""
     s = cpu.s
     aligned = s.tlb == s.tlb_base + int(Privilege.USER_ALIGNED) * TLB_BYTES
-    return ((s.dr[7] & 0xFF) == 0) & ~aligned
+    return ((s.dr[7] & 0xFF) == 0) & (s.watch_count == 0) & ~aligned
 
 
 @native
@@ -290,7 +291,7 @@ def check_alignment(cpu: SoftCpu, linear: Bits, size: int) -> None:
 def remember(cpu: SoftCpu, linear: U64, physical: U64, rights: U64, access: U64) -> None:
     """Put a page into the TLB that its access looks in: the supervisor's for the processor's own accesses."""
     s = cpu.s
-    if (s.dr[7] & 0xFF) == 0:
+    if ((s.dr[7] & 0xFF) == 0) & (s.watch_count == 0):
         current = s.tlb
         if (access & Access.IMPLICIT) != 0:
             s.tlb = s.tlb_base
@@ -496,6 +497,8 @@ def watch_data(cpu: SoftCpu, linear: U64, size: U64, write: U64) -> None:
     """Note in `pending_debug` the data breakpoints that an access hits (SDM vol. 3, 18.2)."""
     if unlikely((cpu.s.dr[7] & ENABLES) != 0):
         note_data(cpu, linear, size, write != 0)
+    if unlikely(cpu.s.watch_count != 0):
+        note_access(cpu, linear, size, write)
 
 
 # -- devices -----------------------------------------------------------------------------------------------------------

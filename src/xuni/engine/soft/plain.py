@@ -243,3 +243,6 @@ class PlainVcpu(BaseVcpu):
 
     def _flush(self) -> None:
         memory.flush_tlb(self.cpu)
+
+    def _empty_arena(self) -> None:
+        run.empty_arena(self.cpu)

@@ -114,6 +114,18 @@ class Arena(Struct):
     generation = Field(64)  # counts the times it was
     cpus = Field(64)  # pointer to the addresses of all processors' states
     cpu_count = Field(64)
+    breakpoints = Field(64)  # pointer to one bit a page offset: an instruction there asks before it begins
+
+
+WATCHPOINTS: Final = 4
+
+
+class Watch(Struct):
+    """A range of linear addresses that the host's debugger watches."""
+
+    start = Field(64)
+    length = Field(64)
+    reads = Field(64)  # 1: reads count too
 
 
 class Frame(Struct):

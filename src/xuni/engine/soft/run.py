@@ -231,7 +231,7 @@ def turn(cpu: SoftCpu) -> U64:
     if ~armed:
         s.eflags = s.eflags & ~u64(Eflags.RF)  # nothing to suppress
     careful = ((s.eflags & Eflags.TF) != 0) | armed
-    careful = careful | (s.interrupt_shadow != 0) | (s.replay_count != 0) | (s.steps != 0)
+    careful = careful | (s.interrupt_shadow != 0) | (s.replay_count != 0) | (s.steps != 0) | (s.watch_count != 0)
     if unlikely(careful):
         return turn_carefully(cpu)
     enter_code(cpu)
@@ -262,6 +262,7 @@ def turn_carefully(cpu: SoftCpu) -> U64:
             s.interrupt_shadow = 0
             s.replay_count = 0
             s.pending_debug = 0
+            s.watch_hit = 0
         return 1 - faulted(cpu, code)
     s.replay_count = 0
     s.eflags = s.eflags & ~(flags & Eflags.RF)
@@ -270,6 +271,12 @@ def turn_carefully(cpu: SoftCpu) -> U64:
     if (flags & Eflags.TF) != 0:
         held = ((s.pending_debug & NO_TRAP) != 0) | (s.interrupt_shadow == STACK_SHADOW)
         s.pending_debug = select(held, s.pending_debug & ~u64(NO_TRAP), s.pending_debug | DR6_BS)
+    if unlikely(s.watch_hit != 0):
+        s.exit_kind = int(ExitKind.WATCHPOINT)
+        s.exit_address = s.watch_hit - 1
+        s.watch_hit = 0
+        s.steps = 0
+        return u64(0)
     if s.steps != 0:
         s.steps = s.steps - 1
         if s.steps == 0:

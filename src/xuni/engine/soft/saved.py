@@ -123,6 +123,7 @@ def load(vcpu: BaseVcpu, state: VcpuState) -> None:
     s.interrupt_shadow = {0: 0, SHADOW_STI: 1, SHADOW_STACK: 2}[state.interrupt_shadow]
     s.nmi_pending, s.nmi_blocked, s.halted = int(state.nmi_pending), int(state.nmi_blocked), int(state.halted)
     s.inject = 0 if state.pending_interrupt is None else state.pending_interrupt + 1
+    s.passed = 0
     s.pending_debug = s.replay_count = s.delivering = s.exit_kind = 0
     vcpu.forget()
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from xuni.engine.soft import build, saved
 from xuni.engine.soft.code_cache import CodeCache
-from xuni.engine.soft.records import FILL_LOG, JUMP_ENTRIES, PAGE, TLB_ENTRIES, JumpEntry, Privilege
+from xuni.engine.soft.records import FILL_LOG, JUMP_ENTRIES, PAGE, TLB_ENTRIES, WATCHPOINTS, JumpEntry, Privilege, Watch
 from xuni.engine.soft.region import Parts, Region
 from xuni.exits import (
     Data,
@@ -50,6 +50,7 @@ from xuni.isa.x86.state import ARITHMETIC, REPLAY, Attr, Cr0, Cr4, Efer, Eflags,
 from xuni.isa.x86.translation import translate
 from xuni.memory.guest import GuestAddressError, GuestMemory
 
+BREAKPOINTS: Final = 4096
 QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
 
 
@@ -122,7 +123,8 @@ class BaseVcpu:
         tlb = len(cache.clean_tlb)
         jumps = 3 * JUMP_ENTRIES * JumpEntry.SIZE
         self.region = Parts({"state": State.SIZE, "tlb": tlb * len(Privilege), "jumps": jumps, "cpuid": 256 * 32,
-                             "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG})  # fmt: skip
+                             "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG,
+                             "breakpoints": 8 * BREAKPOINTS, "watches": Watch.SIZE * WATCHPOINTS})  # fmt: skip
         self.region.put_part("tlb", cache.clean_tlb * len(Privilege))
         self.region.put_part("jumps", b"\xff" * jumps)
         self.state = State(PlainPlace(self.region.address))
@@ -143,6 +145,10 @@ class BaseVcpu:
         """`memory.flush_tlb`."""
         raise NotImplementedError
 
+    def _empty_arena(self) -> None:
+        """`run.empty_arena`."""
+        raise NotImplementedError
+
     def _set_up(self) -> None:
         s, place = self.state, self.region.address_of
         s.tlb_base, s.jump_cache_base = place("tlb"), place("jumps")
@@ -150,6 +156,7 @@ class BaseVcpu:
         for i in range(3):
             s.jump_generations[i] = 1 << 48
         s.cpuid_table = place("cpuid")
+        s.breakpoints, s.watches = place("breakpoints"), place("watches")
         libc = ctypes.CDLL(None)
         s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0
         s.clock_base = self.clock_base
@@ -218,9 +225,22 @@ class BaseVcpu:
             return None  # a table where no memory is
 
     def debug(self, control: DebugControl) -> None:
-        if control.breakpoints or control.watchpoints:
-            raise ValueError("this engine has no breakpoints yet")
+        if len(control.breakpoints) > BREAKPOINTS or len(control.watchpoints) > WATCHPOINTS:
+            raise ValueError(f"at most {BREAKPOINTS} breakpoints and {WATCHPOINTS} watchpoints")
+        s = self.state
         self._stepping = control.step
+        self.region.put_part("breakpoints", array("Q", sorted(control.breakpoints)).tobytes())
+        s.breakpoint_count = len(control.breakpoints)
+        watching = int(s.watch_count) != 0 or bool(control.watchpoints)
+        for n, watchpoint in enumerate(control.watchpoints):
+            watch = Watch(PlainPlace(self.region.address_of("watches") + n * Watch.SIZE))
+            watch.start, watch.length, watch.reads = watchpoint.address, watchpoint.length, not watchpoint.writes_only
+        s.watch_count = len(control.watchpoints)
+        if watching:
+            self._flush()
+        if self.cache.set_breakpoints(self.region.address, control.breakpoints):
+            self.cache.arena.end = 0
+            self._empty_arena()
 
     def forget(self) -> None:
         """Forget all that was derived from registers: translations, and where jumps lead."""
@@ -302,6 +322,11 @@ class BaseVcpu:
                 return InterruptWindow()
             case ExitKind.HALT:
                 return Halt()
+            case ExitKind.BREAKPOINT:
+                self.state.passed = address + 1
+                return Debugged(DebugCause.BREAKPOINT, address)
+            case ExitKind.WATCHPOINT:
+                return Debugged(DebugCause.WATCHPOINT, address)
             case ExitKind.SLICED:
                 if self._stepping and int(self.state.steps) == 0:
                     return Debugged(DebugCause.STEP, int(self.state.rip))
@@ -369,6 +394,7 @@ class SoftVcpu(BaseVcpu):
         self.code = compiled or code()
         self._run_compiled = self.code.function("run")
         self._flush_compiled = self.code.function("flush_tlb")
+        self._empty_arena_compiled = self.code.function("empty_arena")
         config = config or SoftConfig()
         super().__init__(memory, cache or self.code.cache(memory, config.features), config, clock_base)
 
@@ -377,6 +403,9 @@ class SoftVcpu(BaseVcpu):
 
     def _flush(self) -> None:
         self._flush_compiled(self.region.address)
+
+    def _empty_arena(self) -> None:
+        self._empty_arena_compiled(self.region.address)
 
 
 def _at(name: str) -> int:

@@ -131,6 +131,8 @@ class ExitKind(IntEnum):
     SLICED = 12
     SHUTDOWN = 13
     FAILURE = 14
+    BREAKPOINT = 15
+    WATCHPOINT = 16
 
 
 REPLAY: Final = 64  # device accesses that one instruction may make before it finishes
@@ -284,4 +286,11 @@ class State(Struct):
     in_code = Field(64)  # this processor may be in decoded code: others do not free it
     arena_generation = Field(64)  # the decoded code that its jump caches know
     pauses = Field(64)  # PAUSE instructions executed
+    # What the host's debugger wants to be told of; see engine/soft/debugger.py.
+    breakpoints = Field(64)  # pointer to linear addresses
+    breakpoint_count = Field(64)
+    passed = Field(64)  # linear address + 1 of the breakpoint that was reported last: it lets its instruction begin
+    watches = Field(64)  # pointer to Watch records
+    watch_count = Field(64)
+    watch_hit = Field(64)  # linear address + 1 of a watched access of this instruction
     reserved = Array(64, 32)
