@@ -11,28 +11,38 @@ from typing import TYPE_CHECKING, Final
 
 from xuni.host.kvm.structures import CpuidEntry2
 from xuni.isa.x86.cpuid import BUS_KHZ, HYPERVISOR, MAX_HYPERVISOR, CpuidRow, build_cpuid_table
-from xuni.isa.x86.features import FEATURES, choose
+from xuni.isa.x86.features import BY_NAME, FEATURES, choose
 
 if TYPE_CHECKING:
     from xuni.engine.kvm.vcpu import KvmConfig
 
 OURS: Final = frozenset({"base", "apic", "x2apic", "tsc_deadline_timer", "arat", "hypervisor", "ht", "constant_tsc"})
 """What the board gives, whatever the host has."""
+KERNELS: Final = frozenset({"kvm_pv_ipi"})
+"""What would need local APICs in the kernel."""
 ADDRESS_BITS: Final = 0x80000008
 _REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
 
 
 def usable(wanted: frozenset[str], supported: Iterable[CpuidEntry2]) -> frozenset[str]:
     """Those of the features that KVM on this host can give a guest; what needs one that is missing goes too."""
-    words = {(entry.function, entry.index): entry for entry in supported}
-    missing = set()
-    for feature in FEATURES:
-        if feature.name in OURS or feature.bit < 0:
-            continue
-        entry = words.get((feature.leaf, feature.subleaf))
-        if entry is None or not getattr(entry, _REGISTERS[feature.register]) >> feature.bit & 1:
-            missing.add(feature.name)
-    return choose(minus=missing, base=wanted)
+    there = announced(supported)
+    return choose(minus={f.name for f in FEATURES if f.bit >= 0 and f.name not in there | OURS} | KERNELS, base=wanted)
+
+
+def announced(entries: Iterable[CpuidEntry2]) -> frozenset[str]:
+    """The features whose bits are set in these rows."""
+    words = {(entry.function, entry.index): entry for entry in entries}
+    return frozenset(
+        f.name for f in FEATURES
+        if f.bit >= 0 and (entry := words.get((f.leaf, f.subleaf))) and getattr(entry, _REGISTERS[f.register]) >> f.bit & 1
+    )  # fmt: skip
+
+
+def visible(chosen: frozenset[str], entries: Iterable[CpuidEntry2]) -> frozenset[str]:
+    """What a guest really has: KVM without hardware virtualization cannot hide what the host's processor says."""
+    silent = {name for name in chosen if BY_NAME[name].bit < 0}
+    return choose(minus=KERNELS, base=silent | announced(entries))
 
 
 def physical_bits(supported: Iterable[CpuidEntry2]) -> int:

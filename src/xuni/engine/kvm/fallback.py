@@ -49,7 +49,7 @@ class Fallback:
             self.instructions[key] += 1
         if kvm_fallback.on:
             kvm_fallback(vcpu.config.apic_id, state.registers.rip, key, self.count)
-        soft.load(replace(state, halted=False, nmi_pending=False))
+        soft.load(replace(state, halted=False, nmi_pending=False, ymm_high=b""))
         for address, length in vcpu.instruction_places():  # KVM may have written there behind its back
             for written in vcpu.memory.on_write:
                 written(address, length)
@@ -94,14 +94,16 @@ class Fallback:
         after = soft.save()
         changed = {index: value for index, value in after.msrs.items()
                    if index in before.msrs and index != saved.TSC and value != before.msrs[index]}  # fmt: skip
-        saved.load(self._vcpu, replace(after, msrs=changed, nmi_pending=before.nmi_pending, halted=False))
+        saved.load(self._vcpu, replace(after, msrs=changed, nmi_pending=before.nmi_pending, halted=False,
+                                         ymm_high=before.ymm_high))  # fmt: skip
 
     def _make(self) -> BaseVcpu:
         from xuni.engine.soft.build import BuildError
         from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu
+        from xuni.isa.x86.models import IMPLEMENTED
 
         vcpu = self._vcpu
-        config = SoftConfig(vcpu.features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits, vcpu.config.identity)
+        config = SoftConfig(vcpu.features & IMPLEMENTED | {"base", "hypercall"}, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits, vcpu.config.identity)
         base = vcpu.machine.clock_base
         soft: BaseVcpu
         try:

@@ -61,6 +61,8 @@ class KvmMachine:
         self.vm.set_tss_address(TSS)
         self.vm.enable(Cap.X86_USER_SPACE_MSR, RunMsr.INVAL | RunMsr.UNKNOWN | RunMsr.FILTER)
         self.vm.filter_msrs(OURS)
+        if self.kvm.check(Cap.EXIT_ON_EMULATION_FAILURE):  # else user-mode code gets #UD where KVM gives up
+            self.vm.enable(Cap.EXIT_ON_EMULATION_FAILURE, 1)
         self._tsc_offset: int | None = None
         self._slots: dict[int, MemorySlot] = {}
         self._numbers = 0

@@ -90,14 +90,15 @@ class KvmVcpu:
     def __init__(self, machine: KvmMachine, config: KvmConfig) -> None:
         self.machine = machine
         self.config = config
-        self.features = cpuid.usable(config.features, machine.supported)
+        chosen = cpuid.usable(config.features, machine.supported)
         self.physical_bits = machine.physical_bits(config.physical_bits)
-        self.msr_indexes = saved.msr_indexes(self.features)
         self.kvm = kvm = machine.vm.create_vcpu(config.apic_id)
         if machine.can_scale_tsc:
             kvm.set_tsc_khz(TSC_KHZ)
         self.tsc_khz = kvm.tsc_khz()
-        kvm.set_cpuid(cpuid.entries(self.features, config, self.physical_bits, self.tsc_khz))
+        kvm.set_cpuid(cpuid.entries(chosen, config, self.physical_bits, self.tsc_khz))
+        self.features = cpuid.visible(chosen, kvm.cpuid())
+        self.msr_indexes = saved.msr_indexes(self.features)
         self._fd = kvm.fd
         self._u8 = kvm.bytes
         self._u32 = kvm.bytes.cast("I")

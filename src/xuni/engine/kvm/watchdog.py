@@ -1,12 +1,14 @@
 """Sees when KVM_RUN makes no progress: some hosts' KVM executes certain instructions over and over.
 
 At every interruption of KVM_RUN it looks at the registers. If they have not changed for a while the guest may still be
-well (a jump to itself), so the next instruction is tried as a single step: only a step that does not end is a hang. That
-instruction is then executed by our own semantics, and if they lead back to the same place the engine has failed.
+well (a jump to itself), so the next instruction is tried as a single step: a step that does not end, or ends where it
+began though it is no jump, is a hang. That instruction is then executed by our own semantics; if it comes back again and
+again the engine has failed.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +23,8 @@ kvm_stuck = Probe("kvm_stuck", "cpu", "rip", "instruction")
 
 PATIENCE: Final = 150_000_000  # ns without a change of registers
 STEP_TIME: Final = 100_000_000  # ns for one instruction
+JUMP: Final = re.compile(rb"[\x26\x2e\x36\x3e\x64-\x67\x40-\x4f\xf2\xf3]*([\xe9\xea\xeb\xff\x70-\x7f\xe0-\xe3\xc2\xc3\xca-\xcf]|\x0f[\x80-\x8f])")
+"""Prefixes and an opcode that may lead to itself."""
 RESCUES: Final = 64  # of the same instruction, one after the other
 
 
@@ -52,14 +56,18 @@ class Watchdog:
         try:
             with vcpu.alarm_after(STEP_TIME):
                 began = time.monotonic_ns()
-                if vcpu.kvm.run():
-                    return vcpu.after_step()
+                ended = vcpu.kvm.run()
         finally:
             vcpu.kvm.debug(0)
-        if time.monotonic_ns() - began < STEP_TIME:
+        event = vcpu.after_step() if ended else None
+        if event is not None:
+            return event
+        instruction = vcpu.instruction_bytes()
+        if bytes(vcpu.kvm.regs()) != self._seen or JUMP.match(instruction):
+            return None
+        if not ended and time.monotonic_ns() - began < STEP_TIME:
             return None  # someone else interrupted it
         rip = int(vcpu.kvm.regs().rip)
-        instruction = vcpu.instruction_bytes()
         if kvm_stuck.on:
             kvm_stuck(vcpu.config.apic_id, rip, instruction)
         self._rescued = self._rescued + 1 if rip == self._rip else 0
