@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 SECOND: Final = 1_000_000_000
 NO_CONTROL: Final = DebugControl()
+MAX_WATCHPOINTS: Final = 4
 
 
 class RunState(Enum):
@@ -287,13 +288,18 @@ class Controller:
     def resume(self, step: Collection[int] = (), hold: Collection[int] = ()) -> None:
         """Go on. Processors in `step` execute one instruction, those in `hold` none; the first report stops all.
 
-        No-op if it runs. Raises Refused if it crashed or ended.
+        No-op if it runs. Raises Refused if it crashed or ended, or if an engine cannot have that many breakpoints.
         """
         with self._changed:
             if self.state in NEED_RESET:
                 raise Refused("Resetting the Virtual Machine is required")
             if self.state is RunState.RUNNING:
                 return
+            try:
+                for processor in self.machine.processors:
+                    self._control(processor, processor.index in step)
+            except ValueError as error:
+                raise Refused(str(error)) from error
             self._stepping, self._held = frozenset(step), frozenset(hold)
             self._drop_stale_reports()
             self.state = RunState.RUNNING
@@ -349,18 +355,15 @@ class Controller:
                 self._changed.notify_all()
 
     def set_debug(self, breakpoints: frozenset[int], watchpoints: tuple[Watchpoint, ...]) -> None:
-        """Replace breakpoints (linear addresses) and watchpoints. ValueError: an engine cannot have them all."""
-        before = self.breakpoints, self.watchpoints
+        """Replace breakpoints (linear addresses) and watchpoints, from the next `resume` on.
+
+        Not at once: a debugger takes all of them away at a stop and brings them back before it goes on, and an engine
+        may have to decode code anew for each. Raises ValueError for more than four watchpoints.
+        """
+        if len(watchpoints) > MAX_WATCHPOINTS:
+            raise ValueError(f"a processor has {MAX_WATCHPOINTS} watchpoints")
         with self.still():
             self.breakpoints, self.watchpoints = breakpoints, watchpoints
-            try:
-                for processor in self.machine.processors:
-                    self._control(processor, processor.index in self._stepping)
-            except ValueError:
-                self.breakpoints, self.watchpoints = before
-                for processor in self.machine.processors:
-                    self._control(processor, processor.index in self._stepping)
-                raise
 
     def take_report(self) -> tuple[int, Debugged] | None:
         """The next stop that a debugger has to be told of: processor and cause. Breakpoints come before steps."""
