@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from xuni.isa.x86.cpustate import CpuState, VcpuState
 
@@ -253,4 +253,13 @@ class Vcpu(Protocol):
         """Set the guest clock, and with it the TSC: time does not pass for a guest that is paused. While `run` is not
         running.
         """
+        ...
+
+
+@runtime_checkable
+class OwnTsc(Protocol):
+    """A virtual CPU whose time-stamp counter does not tick once per nanosecond of the guest clock."""
+
+    def tsc_time(self, tsc: int) -> int:
+        """The guest clock at which the time-stamp counter reaches `tsc`."""
         ...

@@ -48,7 +48,7 @@ class Board:
         self.bus.on_eoi.append(self.eois.append)
         self.cores = [Core() for _ in range(count)]
         self.apics = [
-            LocalApic(index, core, self.bus, clock.timers, lambda: clock.now, config)
+            LocalApic(index, core, self.bus, clock.timers, lambda tsc: tsc, config)
             for index, core in enumerate(self.cores)
         ]
         self.bus.apics += self.apics
@@ -89,7 +89,7 @@ def x2apic(apic) -> LocalApic:
 
 
 def test_reset_values(clock):
-    apic = LocalApic(3, Core(), ApicBus(lambda: 0), clock.timers, lambda: 0)
+    apic = LocalApic(3, Core(), ApicBus(lambda: 0), clock.timers, lambda tsc: tsc)
     assert read(apic, Reg.ID) == 3 << 24
     assert read(apic, Reg.VERSION) == 0x50014
     assert read(apic, Reg.SVR) == 0xFF
@@ -184,7 +184,7 @@ def test_the_low_bits_of_tpr_show_in_ppr_only_while_it_leads(apic):
 @given(vectors=st.lists(st.integers(16, 255), max_size=12), tpr=st.integers(0, 255))
 def test_interrupts_come_by_priority_and_never_below_the_processors(vectors, tpr):
     core = Core()
-    apic = LocalApic(0, core, ApicBus(lambda: 0), Timers(lambda: 0), lambda: 0)
+    apic = LocalApic(0, core, ApicBus(lambda: 0), Timers(lambda: 0), lambda tsc: tsc)
     write(apic, Reg.SVR, 0x1FF)
     write(apic, Reg.TPR, tpr)
     for vector in vectors:

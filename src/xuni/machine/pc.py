@@ -36,6 +36,7 @@ from xuni.devices.test_ports import (
     TestIrqs,
 )
 from xuni.devices.uart import COM_PORTS, Uart16550, UartConfig
+from xuni.exits import OwnTsc
 from xuni.machine import hypercalls
 from xuni.machine.console import SerialConsole
 from xuni.machine.machine import Engine, Machine
@@ -199,9 +200,9 @@ class Pc(Machine):
 
     def _local_apic(self, index: int) -> LocalApic:
         processor = self.processors[index]
-        # The time-stamp counter ticks once per nanosecond of the guest clock.
-        tsc = processor.vcpu.now
-        apic = LocalApic(index, processor, self.apic_bus, self.bus.timers, tsc, self.config.local_apic)
+        vcpu = processor.vcpu
+        tsc_time = vcpu.tsc_time if isinstance(vcpu, OwnTsc) else lambda tsc: tsc
+        apic = LocalApic(index, processor, self.apic_bus, self.bus.timers, tsc_time, self.config.local_apic)
         self.apic_bus.apics.append(apic)
         processor.apic = apic
         return apic

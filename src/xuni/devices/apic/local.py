@@ -93,7 +93,7 @@ class LocalApic:
         core: Core,
         peers: Peers,
         timers: Timers,
-        tsc: Callable[[], int],
+        tsc_time: Callable[[int], int],
         config: LocalApicConfig | None = None,
         state: LocalApicState | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class LocalApic:
         self._core = core
         self._peers = peers
         self._pin = False
-        self.timer = ApicTimer(timers, tsc, self._timer_expired, self.config, self.state)
+        self.timer = ApicTimer(timers, tsc_time, self._timer_expired, self.config, self.state)
         self._registers = self._register_table()
 
     # -- state -------------------------------------------------------------------------------------------------------

@@ -13,18 +13,18 @@ _LVT_TIMER: Final = int(Reg.LVT_TIMER)
 
 
 class ApicTimer:
-    """Counts down on the guest clock. `tsc` reads the time-stamp counter, which ticks once in a nanosecond."""
+    """Counts down on the guest clock. `tsc_time` tells at which guest time the time-stamp counter reaches a value."""
 
     def __init__(
         self,
         timers: Timers,
-        tsc: Callable[[], int],
+        tsc_time: Callable[[int], int],
         expired: Callable[[], None],
         config: LocalApicConfig,
         state: LocalApicState,
     ) -> None:
         self._now = timers.now
-        self._tsc = tsc
+        self._tsc_time = tsc_time
         self._expired = expired
         self._hz = config.bus_hz
         self.state = state
@@ -87,7 +87,7 @@ class ApicTimer:
         s = self.state
         if self.mode == TSC_DEADLINE:
             if s.tsc_deadline:
-                self._timer.set(self._now() + max(s.tsc_deadline - self._tsc(), 0))
+                self._timer.set(max(self._tsc_time(s.tsc_deadline), self._now()))
             else:
                 self._timer.cancel()
         elif not s.initial_count or s.ran_out:

@@ -53,7 +53,7 @@ def physical_bits(supported: Iterable[CpuidEntry2]) -> int:
 def entries(features: frozenset[str], config: KvmConfig, bits: int, tsc_khz: int) -> list[CpuidEntry2]:
     """One processor's rows for KVM_SET_CPUID2. KVM itself adds what changes at run time (OSXSAVE, OSPKE, sizes)."""
     rows = []
-    for row in build_cpuid_table(features, config.cpus, bits, config.identity):
+    for row in build_cpuid_table(features, config.cpus, bits, config.identity, config.topology):
         match row.leaf:
             case 1:
                 row = replace(row, ebx=row.ebx | config.apic_id << 24)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from xuni.engine.kvm.machine import KvmMachine
 from xuni.engine.kvm.vcpu import KvmConfig, KvmVcpu
-from xuni.isa.x86.cpuid import OURS, Identity
+from xuni.isa.x86.cpuid import OURS, Identity, Topology
 
 if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
@@ -38,6 +38,7 @@ class KvmEngine:
     features: frozenset[str]
     physical_bits: int = 40
     identity: Identity = OURS
+    topology: Topology | None = None
     clock_base: int = field(default_factory=time.monotonic_ns)
     device: str | None = None
     """Another path than /dev/kvm."""
@@ -47,5 +48,6 @@ class KvmEngine:
         machine = self.machines.get(id(memory))
         if machine is None or machine.memory is not memory:
             machine = self.machines[id(memory)] = KvmMachine(memory, position.count, self.clock_base, self.device)
-        config = KvmConfig(self.features, position.index, position.count, self.physical_bits, self.identity)
+        config = KvmConfig(self.features, position.index, position.count, self.physical_bits, self.identity,
+                           self.topology)  # fmt: skip
         return KvmVcpu(machine, config)

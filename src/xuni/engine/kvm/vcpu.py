@@ -47,7 +47,7 @@ from xuni.host.alarm import NEVER, Alarm
 from xuni.host.kvm import reasons
 from xuni.host.kvm.ioctls import RUN
 from xuni.host.kvm.reasons import ExitReason
-from xuni.isa.x86.cpuid import OURS, Identity
+from xuni.isa.x86.cpuid import OURS, Identity, Topology
 from xuni.isa.x86.cpustate import CpuState, VcpuState, at_reset, real_mode
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class KvmConfig:
     cpus: int = 1
     physical_bits: int = 40
     identity: Identity = OURS
+    topology: Topology | None = None
 
 
 class KvmVcpu:
@@ -318,12 +319,10 @@ class KvmVcpu:
             self._alarm.silence()
             self._alarm.set(self._monotonic(self._deadline))
 
-    def after_step(self) -> Exit | None:
-        """What a single step that nobody asked for ended with: None if it is the step's end."""
-        if self._u64[CR8] != self.tpr:
-            self.tpr = self._u64[CR8]
-            return TprWrite(self.tpr)
-        return None if self._u32[REASON] == ExitReason.DEBUG else self._decode()
+    def decode(self) -> Exit:
+        """What the run page says."""
+        event = self._decode()
+        return event if self._u64[CR8] == self.tpr else self._tpr_moved(event)
 
     def expect(self, answer: Callable[[Reply], object]) -> None:
         """Give the answer to the exit that is returned next to this function."""
