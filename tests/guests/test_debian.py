@@ -54,6 +54,19 @@ def test_a_missing_program_is_127() -> None:
     assert done.returncode == 127 and b"nosuchprogram" in done.stderr
 
 
+def test_four_processors_work_together() -> None:
+    """Online, interrupting each other, taken offline and started again; and no count of theirs is lost."""
+    script = """
+        for i in 1 2 3; do echo 0 > /sys/devices/system/cpu/cpu2/online; echo 1 > /sys/devices/system/cpu/cpu2/online; done
+        work() { n=0; while [ $n -lt 15 ]; do n=$((n+1)); echo $n | tr 0-9 a-j | md5sum >/dev/null || exit 1; done; echo done; }
+        work & work & work & work & wait
+        nproc; cat /sys/devices/system/cpu/online /sys/devices/system/clocksource/clocksource0/current_clocksource
+        dmesg | grep -c -i -E 'bug:|lockup|stall|call trace|unstable'
+    """
+    done = run("--cpus", "4", "--", "sh", "-c", script)
+    assert done.stdout.split() == [b"done"] * 4 + [b"4", b"0-3", b"tsc", b"0"], done.stderr
+
+
 def test_a_panic_shows_the_last_messages() -> None:
     done = run("--", "sh", "-c", "echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger")
     assert done.returncode == 121
