@@ -31,6 +31,22 @@ COMMANDS: Final = {
     "start": ((), (), ("ID",), "begin the process of a created container"),
     "run": (_CREATE, (*_CREATE_FLAGS, "detach", "keep"), ("ID",), "create and start a container, wait for its end"),
     "state": ((), (), ("ID",), "print the state of a container"),
+    "exec": (("console-socket", "cwd", "env", "user", "additional-gids", "process", "pid-file", "process-label", "apparmor", "cap",
+              "preserve-fds", "cgroup", "pidfd-socket"), ("tty", "detach", "no-new-privs", "ignore-paused"),
+             ("ID", "[COMMAND…]"), "execute one more process in a container that runs"),
+    "list": (("format",), ("quiet",), (), "list containers"),
+    "ps": (("format",), (), ("ID", "[PS-OPTION…]"), "list the processes of a container"),
+    "pause": ((), (), ("ID",), "stop every process of a container"),
+    "resume": ((), (), ("ID",), "let them go on"),
+    "update": (("resources", "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period",
+                "cpu-rt-runtime", "cpuset-cpus", "cpuset-mems", "kernel-memory", "kernel-memory-tcp", "memory", "memory-reservation",
+                "memory-swap", "pids-limit", "l3-cache-schema", "mem-bw-schema", "cpu-idle"), (), ("ID",),
+               "change the limits of a container"),
+    "events": (("interval",), ("stats",), ("ID",), "print usage, once with --stats or every INTERVAL (5s)"),
+    "spec": (("bundle",), ("rootless",), (), "write a config.json to begin with"),
+    "features": ((), (), (), "print what this runtime can do"),
+    "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
+             "print the steps that a bundle would take, without taking them"),
     "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
     "delete": ((), ("force",), ("ID",), "remove a container that has stopped"),
 }
@@ -156,7 +172,7 @@ def parse(given: list[str], valued: tuple[str, ...], flags: tuple[str, ...], *, 
     return options, rest
 
 
-REPEATED: Final = ("env", "cap", "additional-gids", "preserve-fds")
+REPEATED: Final = ("env", "cap", "additional-gids", "cgroup")
 
 
 def _command(options: dict[str, str], rest: list[str]) -> int:
@@ -253,6 +269,100 @@ def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]
         life.forget(_root(options), arguments[0])
         return 0
     life.delete(found, force="force" in given)
+    return 0
+
+
+def _exec(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import foreground, life
+    from xuni.container.execute import ExecWishes, cgroup_option
+
+    if not given.get("process") and len(arguments) < 2:
+        raise UsageError("exec: COMMAND is missing (or --process FILE)")
+    groups = _several(given, "additional-gids")
+    if not all(each.isdecimal() for each in groups):
+        raise UsageError(f"--additional-gids: {' '.join(groups)!r} are not numbers")
+    caps = tuple([each if each.startswith("CAP_") else "CAP_" + each for each in map(str.upper, _several(given, "cap"))])
+    wishes = ExecWishes(tuple(arguments[1:]), given.get("process", ""), _several(given, "env"), given.get("cwd", ""),
+                        given.get("user", ""), tuple(map(int, groups)), caps, "tty" in given, "no-new-privs" in given,
+                        given.get("apparmor", ""), given.get("process-label", ""),
+                        dict(cgroup_option(list(_several(given, "cgroup")))), "ignore-paused" in given)  # fmt: skip
+    found = life.open_container(_root(options), arguments[0])
+    return foreground.execute(found, _wishes(options, given), wishes, detach="detach" in given)
+
+
+def _several(given: dict[str, str], name: str) -> tuple[str, ...]:
+    return tuple(given[name].split("\0")) if name in given else ()
+
+
+def _list(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import inspect
+
+    sys.stdout.write(inspect.list_all(_root(options), given.get("format", "table"), "quiet" in given))
+    return 0
+
+
+def _ps(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import inspect, life
+
+    found = life.open_container(_root(options), arguments[0])
+    sys.stdout.write(inspect.processes(found, given.get("format", "table"), arguments[1:]))
+    return 0
+
+
+def _pause(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+
+    life.pause(life.open_container(_root(options), arguments[0]))
+    return 0
+
+
+def _resume(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+
+    life.resume(life.open_container(_root(options), arguments[0]))
+    return 0
+
+
+def _update(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import life
+    from xuni.container.update import changed
+
+    found = life.open_container(_root(options), arguments[0])
+    life.update(found, changed(given))
+    return 0
+
+
+def _events(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import inspect, life
+
+    found = life.open_container(_root(options), arguments[0])
+    for line in inspect.events(found, once="stats" in given, interval=given.get("interval", "5s")):
+        sys.stdout.write(line)
+        sys.stdout.flush()
+    return 0
+
+
+def _spec(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container.example import write
+
+    write(given.get("bundle", "."), rootless="rootless" in given)
+    return 0
+
+
+def _features(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import json
+    from xuni.container.features import features
+
+    sys.stdout.write(json.dumps(features(), indent=2).decode() + "\n")
+    return 0
+
+
+def _plan(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    from xuni.container import inspect
+
+    if arguments:
+        given = given | {"bundle": arguments[0]}
+    sys.stdout.write(inspect.show_plan(_wishes(options, given), as_json="json" in given))
     return 0
 
 

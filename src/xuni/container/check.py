@@ -25,7 +25,7 @@ def check(spec: Spec, host: Host) -> Linux:
     if spec.root is None or not spec.root.path:
         raise SpecError("root.path is missing: a container on Linux needs a root")
     if spec.process is not None:
-        _process(spec.process, host)
+        check_process(spec.process, host)
     _linux(spec, linux)
     for index, mount in enumerate(spec.mounts):
         if not mount.destination:
@@ -49,7 +49,8 @@ def _version(version: str) -> None:
         raise SpecError(f"ociVersion: {version} is not supported; 1.0.0 up to 1.3.0 are")
 
 
-def _process(process: Process, host: Host) -> None:
+def check_process(process: Process, host: Host) -> None:
+    """Raises SpecError."""
     if not process.args:
         raise SpecError("process.args is empty: there is nothing to execute")
     if not process.cwd.startswith("/"):

@@ -35,10 +35,11 @@ from xuni.host.linux import kernel as k
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import NoReturn
 
+    from xuni.container.cgroup import Group
     from xuni.container.plan import Plan
+    from xuni.container.spec import Resources
 
 
 class Wishes(Record):
@@ -82,18 +83,20 @@ def load(wishes: Wishes) -> tuple[Spec, bytes]:
 # ---- create
 
 
-def create(container: str, wishes: Wishes, *, wait: bool, finish: Callable[[Run, Talk], None] | None = None) -> Run:
-    """Everything up to the process itself. With `wait`, init stays until `start`; else it goes on at once.
+def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) -> Run:
+    """Everything up to the process itself. With `wait`, init stays until `start`; else it goes on at once, and with `detach`
+    we shall not stay to attend its terminal.
 
     Raises SpecError or StepFailed after undoing what was done.
     """
     spec, text = load(wishes)
     home = Home(wishes.root, container)
-    host = Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring, wishes.console_socket, not wait, wait)
+    host = Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring, wishes.console_socket,
+                wait or detach)
     run = Run(k.Linux(), spec, container, wishes.bundle)
-    run.traced, run.preserve = wishes.trace, wishes.preserve_fds
-    if wishes.log:
-        run.log, run.log_json = os.open(wishes.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644), wishes.log_json
+    run.traced = wishes.trace
+    run.preserve(wishes.preserve_fds)
+    run.open_log(wishes.log, wishes.log_json)
     steps = plan(spec, wishes.bundle, host)
     if wishes.cgroups:
         from xuni.container.cgroup import place
@@ -112,24 +115,23 @@ def create(container: str, wishes: Wishes, *, wait: bool, finish: Callable[[Run,
         talk = Talk()
         pid = _clone(steps, run, talk)
         if pid == 0:
-            _init(steps, run, talk)
-        talk.runtime()
+            _init(steps, run, talk, kept)
+        if not steps.outside:
+            talk.runtime()
         kept = kept.replaced(pid=run.pid, started=process(run.pid)[1])
         home.write(kept)
         apply(steps.adopt, run)
         talk.tell(b"a")
-        talk.expect(b"b")
+        talk.expect(b"b", run.take)
+        run.state = json.dumps(report(kept, "creating"))
         if steps.host_hooks:
-            run.state = json.dumps(report(kept, "creating"))
             apply(steps.host_hooks, run)
         talk.tell(b"h")
-        talk.expect(b"r")
-        if finish:
-            finish(run, talk)
+        talk.expect(b"r", run.take)
         kept = kept.replaced(phase="made")
         home.write(kept)
         if wishes.pid_file:
-            _write_pid(wishes.pid_file, run.pid)
+            write_pid(wishes.pid_file, run.pid)
         talk.tell(b"g")
     except BaseException:
         run.close()
@@ -164,16 +166,17 @@ def _clone(steps: Plan, run: Run, talk: Talk) -> int:
         talk.tell(b"p%d\n" % pid)
         os._exit(0)
     os.close(pidfd)
+    talk.runtime()
+    run.pid = talk.number()
     os.waitpid(between, 0)
-    run.pid = talk.pid()
     run.pidfd = run.kernel.pidfd_open(run.pid)
     return run.pid
 
 
-def _init(steps: Plan, run: Run, talk: Talk) -> NoReturn:
+def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
     """The life of init, up to its process."""
     talk.init()
-    run.party = "init"
+    run.party, run.talk = "init", talk
     try:
         run.kernel.prctl(k.PR_SET_DUMPABLE, 0)  # nobody inside looks into us, nor at /proc/PID/exe (CVE-2019-5736)
         talk.expect(b"a")
@@ -181,13 +184,15 @@ def _init(steps: Plan, run: Run, talk: Talk) -> NoReturn:
         apply(steps.build, run)
         talk.tell(b"b")
         talk.expect(b"h")
+        run.state = json.dumps(report(kept.replaced(pid=os.getpid()), "creating"))  # for hooks in here
         apply(steps.seal, run)
         apply(steps.become, run)
         talk.tell(b"r")
         talk.expect(b"g")
         if "start" in run.files:
             talk.become_started(run.files["start"])
-        run.keep_only_preserved(talk)
+        run.keep_only_preserved()
+        run.state = json.dumps(report(kept.replaced(pid=os.getpid()), "created"))
         apply(steps.begin, run)
     except Exception as error:
         talk.fail(error)
@@ -216,12 +221,16 @@ def after(container: Container, spec: Spec, point: str) -> None:
     from xuni.container.hooks import RunHook
 
     run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
-    run.state = json.dumps(report(container.kept, container.status()))
+    run.state = state_text(container)
     for each in getattr(spec.hooks, point, ()):
         try:
             apply((RunHook(point, each.path, each.args, each.env, each.timeout),), run)
         except StepFailed as error:
             os.write(2, f"xuni-oci: warning: {error}\n".encode())
+
+
+def state_text(container: Container) -> bytes:
+    return json.dumps(report(container.kept, container.status()))
 
 
 # ---- delete
@@ -307,6 +316,35 @@ def kill(container: Container, number: int, *, everything: bool = False) -> None
     signal(container, number)
 
 
+def pause(container: Container) -> None:
+    status = container.status()
+    if status not in ("running", "created"):
+        raise SpecError(f"cannot pause a container that is {status}: {container.kept.id}")
+    group_of(container).freeze()
+
+
+def resume(container: Container) -> None:
+    status = container.status()
+    if status != "paused":
+        raise SpecError(f"cannot resume a container that is {status}, not paused: {container.kept.id}")
+    group_of(container).thaw()
+
+
+def update(container: Container, resources: Resources) -> None:
+    status = container.status()
+    if status == "stopped":
+        raise SpecError(f"cannot update a container that is not running: {container.kept.id}")
+    group_of(container).apply(resources)
+
+
+def group_of(container: Container) -> Group:
+    if not container.kept.cgroups:
+        raise SpecError(f"{container.kept.id} has no control groups (it was made with --cgroup-manager disabled)")
+    from xuni.container.cgroup import reopen
+
+    return reopen(container.kept.cgroups)
+
+
 def forget(root: str, container: str) -> None:
     """What a runtime leaves that was killed before it could write the state: the claimed id."""
     Home(root, container).remove()
@@ -332,7 +370,7 @@ def _rootfs(spec: Spec, bundle: str) -> str:
     return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
 
 
-def _write_pid(path: str, pid: int) -> None:
+def write_pid(path: str, pid: int) -> None:
     temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     os.write(descriptor, str(pid).encode())

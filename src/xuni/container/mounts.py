@@ -172,6 +172,14 @@ class PivotRoot(Step):
         forget_modules()
 
 
+class FindRoot(Step):
+    """After joining a mount namespace: its root is ours."""
+
+    def apply(self, run: Run) -> None:
+        run.kernel.chdir("/")
+        run.root = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
+
+
 class MoveRoot(Step):
     """Without pivot_root (--no-pivot, for roots on an initramfs): enter the root where it is."""
 
@@ -186,7 +194,7 @@ def forget_modules() -> None:
     """From now on the file system is the image's: nothing may be imported from it."""
     sys.path.clear()
     sys.path_importer_cache.clear()
-    sys.meta_path.clear()
+    sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "__name__", "") in ("BuiltinImporter", "FrozenImporter")]
 
 
 class ReadOnlyRoot(Step):
@@ -210,9 +218,10 @@ class OpenSource(Step):
     index: int
     source: str
     options: Options
+    idmap: str = ""  # "idmap" or "ridmap"
     uid: tuple[IDMapping, ...] = ()
     gid: tuple[IDMapping, ...] = ()
-    userns: bool = False  # the map of the container's own user namespace
+    userns: str = ""  # the user namespace that has the maps, instead
 
     def apply(self, run: Run) -> None:
         kernel, options = run.kernel, self.options
@@ -225,13 +234,10 @@ class OpenSource(Step):
                 return
         tree = kernel.open_tree(k.AT_FDCWD, self.source, recursive=options.recursive, follow=options.follow_source)
         run.files[f"source {self.index}"] = tree
-        if options.idmap:
-            if self.userns:
-                userns = kernel.open(f"/proc/{run.pid}/ns/user", os.O_RDONLY)
-            else:
-                userns = user_namespace(run, self.uid, self.gid)
+        if self.idmap:
+            userns = kernel.open(self.userns, os.O_RDONLY) if self.userns else user_namespace(run, self.uid, self.gid)
             try:
-                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=options.idmap == "ridmap")
+                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=self.idmap == "ridmap")
             finally:
                 os.close(userns)
 

@@ -62,6 +62,29 @@ class OpenNamespace(Step):
             raise SpecError(f"linux.namespaces: {self.path} is not a namespace of type {self.kind}")
 
 
+class JoinAll(Step):
+    """Enter all namespaces of the container's init in which we are not yet."""
+
+    def apply(self, run: Run) -> None:
+        flags = 0
+        for flag, name in KINDS.values():
+            try:
+                theirs, ours = os.stat(f"/proc/{run.pid}/ns/{name}"), os.stat(f"/proc/self/ns/{name}")
+            except FileNotFoundError:  # a kernel without such namespaces
+                continue
+            if theirs.st_ino != ours.st_ino:
+                flags |= flag
+        if flags & k.CLONE_NEWTIME:
+            # Before the others: our /proc is gone after them.
+            with_time = run.kernel.open(f"/proc/{run.pid}/ns/time", os.O_RDONLY)
+            if not flags & k.CLONE_NEWUSER:
+                run.kernel.setns(with_time, k.CLONE_NEWTIME, "time")
+                flags &= ~k.CLONE_NEWTIME
+            os.close(with_time)
+        if flags:
+            run.kernel.setns(run.pidfd, flags, f"pidfd of {run.pid}")
+
+
 class Unshare(Step):
     """Make the namespaces of these kinds."""
 

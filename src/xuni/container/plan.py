@@ -31,9 +31,7 @@ class Host(Record):
     no_pivot: bool = False
     no_new_keyring: bool = False
     console_socket: str = ""
-    terminal_here: bool = False  # the runtime keeps the terminal and passes its bytes on
-    create: bool = False  # init waits for `start`
-    rootless_ids: bool = False
+    create: bool = False  # the runtime will not stay to attend the terminal
 
 
 class Plan(Record):
@@ -84,7 +82,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if linux.seccomp is not None:
         from xuni.container.seccomp import CompileSeccomp
 
-        prepare.append(CompileSeccomp(linux.seccomp))
+        prepare.insert(0, CompileSeccomp(linux.seccomp))
     if host.console_socket:
         from xuni.container.terminal import ConnectConsole
 
@@ -101,7 +99,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         if linux.resources is not None:
             adopt.append(LimitGroup(linux.resources))
     if by_runtime:
-        adopt += opening
+        prepare += opening
     for name, device in (linux.netDevices or {}).items():
         from xuni.container.netdev import MoveInterface
 
@@ -194,11 +192,12 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
     if linux.seccomp is not None:
         from xuni.container.seccomp import LoadSeccomp
 
-        seccomp.append(LoadSeccomp())
+        seccomp.append(LoadSeccomp(linux.seccomp.flags, bool(linux.seccomp.listenerPath)))
     if process.noNewPrivileges:
         become.append(proc.NoNewPrivileges())
     else:
         become += seccomp  # it takes CAP_SYS_ADMIN, which the next steps may drop
+        seccomp = []
     caps = process.capabilities
     if caps is not None:
         become.append(proc.BoundCapabilities(proc.mask(caps.bounding)))
@@ -209,7 +208,11 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
                                            proc.mask(caps.ambient)))  # fmt: skip
     become.append(proc.ChangeDirectory(process.cwd))
     become.append(proc.FindProgram(process.args, proc.environment(process)))
-    begin: list[Step] = list(seccomp) if process.noNewPrivileges else []
+    begin: list[Step] = []
+    if linux.seccomp is not None and linux.seccomp.listenerPath:
+        become += seccomp  # while the runtime that knows the listener is there
+    else:
+        begin += seccomp
     begin.append(proc.Execute(process.args, proc.environment(process)))
     return become, begin
 
@@ -222,11 +225,14 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
         target = "/" + mount.destination.lstrip("/")
         if options.bind or mount.type == "bind":
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
-            maps = mount.uidMappings, mount.gidMappings
-            if maps[0] and not options.idmap:
-                options = mnt.Options(**{name: getattr(options, name) for name in mnt.Options.fields if name != "idmap"},
-                                      idmap="idmap")  # fmt: skip
-            opening.append(mnt.OpenSource(index, source, options, *maps, bool(options.idmap and not maps[0])))
+            idmap, maps, path = options.idmap, (mount.uidMappings, mount.gidMappings), ""
+            if maps[0]:
+                idmap = idmap or "idmap"
+            elif idmap:  # the container's own
+                maps, path = (linux.uidMappings, linux.gidMappings), kinds.get("user", "")
+                if not path and not maps[0]:
+                    raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
+            opening.append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
             filling.append(mnt.Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 
 from xuni.container.step import Run, SpecError, Step
@@ -211,6 +212,9 @@ class Execute(Step):
 
     def apply(self, run: Run) -> None:
         path = self.find()
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):  # the interpreter's own settings
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         run.kernel.execveat(k.AT_FDCWD, path, [each.encode() for each in self.args], [each.encode() for each in self.env], 0)
 
 
@@ -285,6 +289,15 @@ IO_CLASSES: Final = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_I
 MEMORY_MODES: Final = {"MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
                        "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6}  # fmt: skip
 MEMORY_FLAGS: Final = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_STATIC_NODES": 1 << 15}
+
+
+class SetAffinity(Step):
+    """The processors that the process may run on, "0-3,5"."""
+
+    cpus: str
+
+    def apply(self, run: Run) -> None:
+        os.sched_setaffinity(0, numbers(self.cpus, "process.execCPUAffinity"))
 
 
 class SetIoPriority(Step):

@@ -35,13 +35,32 @@ class Run:
         self.group: Group | None = None
         self.pid = 0  # of init, as the runtime sees it
         self.pidfd = -1
+        self.joining = 0  # the process that is to enter the container's groups, for exec
         self.root = -1  # the container's root directory, in init
         self.files: dict[str, int] = {}  # descriptors that one step opens and another uses, by name
-        self.console = -1  # the master of the container's terminal
-        self.preserve = 0  # descriptors 3 … 3+n-1 go on into the container
+        self.console = -1  # the runtime's end of the container's terminal
+        self.listener = -1  # the socket of who is notified by seccomp
+        self.filter = b""  # the seccomp program
+        self.talk: Talk | None = None  # in init
+        self.preserved: list[int] = []  # descriptors that go on into the container
         self.state = b""  # what hooks read
         self.traced = False
         self.log, self.log_json = -1, False
+
+    def open_log(self, path: str, as_json: bool) -> None:
+        if path:
+            self.log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            self.log_json = as_json
+
+    def preserve(self, count: int) -> None:
+        """Descriptors 3 … 2+count were given to us for the container. Before we open any of our own."""
+        for descriptor in range(3, 3 + count):
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                raise SpecError(f"--preserve-fds {count}: descriptor {descriptor} is not open") from None
+            os.set_inheritable(descriptor, False)  # hooks need not have it
+            self.preserved.append(descriptor)
 
     def close(self) -> None:
         """What is still open of the runtime's own."""
@@ -50,14 +69,24 @@ class Run:
                 os.close(descriptor)
         self.files.clear()
 
-    def keep_only_preserved(self, talk: Talk) -> None:
+    def take(self, what: str, descriptor: int) -> None:
+        """In the runtime: what init hands over."""
+        taken = self.kernel.pidfd_getfd(self.pidfd, descriptor)
+        if what == "terminal":
+            self.console = taken
+            return
+        from xuni.container.seccomp import send_listener
+
+        try:
+            send_listener(self, taken, self.pid)
+        finally:
+            os.close(taken)
+
+    def keep_only_preserved(self) -> None:
         """In init: nothing but standard streams and what the user handed over goes on into the process."""
-        for descriptor in range(3, 3 + self.preserve):
-            try:
-                os.set_inheritable(descriptor, True)
-            except OSError:
-                pass
-        self.kernel.close_range(3 + self.preserve)
+        self.kernel.close_range(3)
+        for descriptor in self.preserved:
+            os.set_inheritable(descriptor, True)
 
     def warn(self, text: str) -> None:
         """Into the log: a descriptor, since init no longer sees the host's files."""

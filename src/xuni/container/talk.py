@@ -11,6 +11,11 @@ from xuni.container.record import SpecError
 from xuni.container.step import StepFailed
 
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
 class InitFailed(Exception):
     """Init went away without a word."""
 
@@ -43,11 +48,23 @@ class Talk:
         failed = error if isinstance(error, StepFailed) else StepFailed("", f"this is a bug of xuni: {error!r}")
         self.tell(b"!" + failed.pack())
 
-    def expect(self, word: bytes) -> None:
-        """Raises StepFailed with what the other side says instead."""
-        heard = os.read(self.into, 1)
-        if heard != word:
-            self._failed(heard, word)
+    def hand_over(self, what: str, descriptor: int) -> None:
+        """In init: the runtime takes a copy of the descriptor, and says so."""
+        self.tell(b"f%s %d\n" % (what.encode(), descriptor))
+        if os.read(self.into, 1) != b"k":
+            os._exit(1)  # the runtime is gone, or has told already what is wrong
+
+    def expect(self, word: bytes, take: Callable[[str, int], None] | None = None) -> None:
+        """`take` is given what is handed over meanwhile. Raises StepFailed with what the other side says instead."""
+        while (heard := os.read(self.into, 1)) != word:
+            if heard != b"f" or take is None:
+                self._failed(heard, word)
+            line = b""
+            while not line.endswith(b"\n"):
+                line += os.read(self.into, 1)
+            what, _, descriptor = line.decode().partition(" ")
+            take(what, int(descriptor))
+            self.tell(b"k")
 
     def expect_end(self) -> None:
         """Until the process has begun."""
@@ -64,21 +81,13 @@ class Talk:
         assert not heard, f"heard {heard!r} instead of {word!r}"
         raise InitFailed("init was killed while it prepared the container (by its memory limit, or by somebody's signal)")
 
-    def pid(self) -> int:
-        """`pN` newline, from the process that made init. Before `runtime`."""
-        heard = b""
-        while not heard.endswith(b"\n"):
-            piece = os.read(self._up[0], 1)
-            if not piece:
-                break
-            heard += piece
-            if heard == b"!":
-                os.close(self._up[1])
-                self.into = self._up[0]
-                self._failed(heard, b"p")
-        if not heard.startswith(b"p"):
-            raise InitFailed("the process that was to make init was killed")
-        return int(heard[1:])
+    def number(self) -> int:
+        """`pN` newline: the pid of what the other side has made."""
+        self.expect(b"p")
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(self.into, 1)
+        return int(line)
 
     def become_started(self, listener: int) -> None:
         """In init: wait for `start`, and talk with it from now on."""

@@ -138,6 +138,11 @@ class Linux:
     def pidfd_send_signal(self, pidfd: int, signal: int) -> None:
         call("pidfd_send_signal", pidfd, signal, 0, 0, shown=(pidfd, signal, "NULL", 0))
 
+    def signalfd(self, signals: int) -> int:
+        """Signals of this mask (bit n-1 for signal n), which must be blocked, as 128-byte records to read."""
+        flags = os.O_CLOEXEC | os.O_NONBLOCK
+        return call("signalfd4", -1, signals.to_bytes(8, "little"), 8, flags, shown=(-1, hex(signals), 8, flags))
+
     def close_range(self, first: int, flags: int = CLOSE_RANGE_CLOEXEC) -> None:
         call("close_range", first, 0xFFFFFFFF, flags, shown=(first, "~0", flags))
 
