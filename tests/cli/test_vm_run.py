@@ -134,7 +134,6 @@ def test_a_reader_that_goes_away_ends_it(environment: Mapping[str, str]) -> None
     (["debian", "ls"], "unexpected extra argument"),
     (["debian", "--"], "there is no command after --"),
     (["nosuch"], "there is no guest named 'nosuch'; there are debian"),
-    (["--engine", "kvm", "--kernel", os.devnull], "this version has no KVM engine"),
     (["--memory", "lots"], "'lots' is not a size; write 512M or 2G"),
     (["--memory", "0"], "a guest needs some memory"),
     (["--serial", "tcp:1"], "write stdio, file:PATH or null"),

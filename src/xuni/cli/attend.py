@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from xuni.guest.session import MAX_FRAME, frame
 from xuni.host import terminal
+from xuni.machine.stopped import PowerOff
 
 if TYPE_CHECKING:
     from xuni.machine.machine import Machine
@@ -57,6 +58,10 @@ class Attendant:
     input: Input
     feed: Callable[[bytes], None]
     backlog: Callable[[], int]
+    patient: bool = True
+    """A first SIGINT only warns."""
+    linger: bool = False
+    """After a power-off, wait for the user to end it."""
     left: bool = False
     signal: int = 0
     _wanted: bool = False
@@ -84,6 +89,8 @@ class Attendant:
                     if self._told_at is not None and time.monotonic() - self._told_at > PATIENCE:
                         raise Stuck
                 runner.join()
+                while self.linger and isinstance(self._outcome, PowerOff) and self._told_at is None:
+                    self._turn()
         finally:
             for descriptor in self._wake:
                 os.close(descriptor)
@@ -166,7 +173,7 @@ class Attendant:
 
         def on_signal(number: int, at: FrameType | None) -> None:
             now = time.monotonic()
-            if number == signal.SIGINT and now - self._interrupted_at > PATIENCE:
+            if self.patient and number == signal.SIGINT and now - self._interrupted_at > PATIENCE:
                 self._interrupted_at = now
                 os.write(2, b"\nxuni: press Ctrl-C again to end the guest\n")
                 return

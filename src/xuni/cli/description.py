@@ -1,17 +1,20 @@
 """What machine to run: one record, which `xuni vm run` and `xuni qemu` fill in and `launch` makes a machine of.
 
 To add an option: a field here, its use in `launch.py` (or a device's record in `xuni.machine.pc.PcConfig`), the option
-in `vm.py` and in `qemu.py`.
+in `vm.py` and in `qemu/`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
 
 from xuni.cli.plan import Plan
 from xuni.isa.x86 import models
 from xuni.isa.x86.models import CpuModel
-from xuni.machine.pc import PcConfig
+from xuni.machine.pc import PcConfig, host_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,14 @@ class Description:
     timeout: float | None = None
     """Seconds of the guest clock after which the machine is stopped."""
     reboot: bool = False
-    """A guest's reset loads the guest again; else it ends the machine."""
+    """A guest's reset, or its processor's shutdown, loads the guest again; else it ends the machine."""
+    linger: bool = False
+    """A guest's power-off leaves the process waiting for its user."""
+    wall_clock: Callable[[], datetime] = host_time
+    """What the real-time clock shows."""
+    name: str = ""
+    """The machine's, for its monitors."""
+    uuid: UUID | None = None
     gdb: str | None = None
     """Where a gdb stub listens."""
     qmp: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,20 @@ STDERR: Final = 2
 
 
 def engine(name: str, cpu: CpuModel) -> Engine:
-    """What makes processors of this kind: `name` is auto, soft or kvm. Raises `Refusal` if that cannot be had here."""
+    """What makes processors of this kind: `name` is auto, soft or kvm, or several with colons: the first that can be had.
+
+    Raises `Refusal` if none can.
+    """
+    *others, last = name.split(":")
+    for other in others:
+        try:
+            return _engine(other, cpu)
+        except Refusal as refusal:
+            print(f"xuni: warning: {refusal.format_message()}; the next engine is tried", file=sys.stderr)
+    return _engine(last, cpu)
+
+
+def _engine(name: str, cpu: CpuModel) -> Engine:
     match name:
         case "kvm":
             return kvm(cpu)
@@ -41,7 +55,7 @@ def kvm(cpu: CpuModel) -> Engine:
         Kvm().close()
     except KvmUnavailable as error:
         raise Refusal(f"--engine kvm: {error}") from error
-    return KvmEngine(cpu.features, cpu.physical_bits, cpu.identity)
+    return KvmEngine(cpu.features, cpu.physical_bits, cpu.identity, cpu.topology)
 
 
 def soft(cpu: CpuModel) -> Engine:
@@ -60,7 +74,7 @@ def soft(cpu: CpuModel) -> Engine:
 
     def make(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
         cache = caches.get(id(memory)) or caches.setdefault(id(memory), compiled.cache(memory, cpu.features))
-        kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits, cpu.identity)
+        kind = SoftConfig(cpu.features, config.index, config.count, cpu.physical_bits, cpu.identity, cpu.topology)
         return SoftVcpu(memory, kind, clock_base=base, compiled=compiled, cache=cache)
 
     return make

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TextIO
 
 from xuni import trace
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
@@ -29,7 +29,7 @@ from xuni.memory.guest import GuestMemory
 
 STDOUT: Final = 1
 STDERR: Final = 2
-TAIL_LINES: Final = 40
+TAIL_LINES: Final = 60
 SEED_SIZE: Final = 32
 BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 NO_STATUS: Final = 121
@@ -59,10 +59,23 @@ class Ends:
                     self.status = status
 
 
-def launch(what: Description) -> int:
-    """Boot and run until the guest ends, or the user ends it. Returns the exit status.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How it ended: what the machine says, what the user did, and what came in over the serial lines."""
 
-    Raises `Refusal` if there can be no such machine; nothing has run then.
+    stopped: Stopped
+    left: bool
+    """The user left by the escape key."""
+    signal: int
+    """That ended it, or 0."""
+    ends: Ends
+    plan: Plan
+
+
+def launch(what: Description, conclude: Callable[[Ended], int] | None = None, patient: bool = True) -> int:
+    """Boot and run until the guest ends, or the user ends it. Returns the exit status that `conclude` makes of it.
+
+    `patient`: a first SIGINT only warns. Raises `Refusal` if there can be no such machine; nothing has run then.
     """
     if what.gdb or what.qmp or what.paused:
         raise Refusal("this version has neither a gdb stub nor a QMP monitor; leave the option out")
@@ -82,7 +95,7 @@ def launch(what: Description) -> int:
             def backlog() -> int:
                 return len(machine.consoles[plan.input_line].queue)
 
-            attendant = Attendant(machine, plan.input, feed, backlog)
+            attendant = Attendant(machine, plan.input, feed, backlog, patient, what.linger)
             machine.expects_input = plan.input is not Input.NONE
             ends.on_input = attendant.want_input
             ends.stdout.on_failure = attendant.stop
@@ -91,7 +104,7 @@ def launch(what: Description) -> int:
             except Stuck:
                 print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
                 os._exit(128 + (attendant.signal or signal.SIGINT))
-            return _conclude(stopped, attendant, ends, plan)
+            return (conclude or _conclude)(Ended(stopped, attendant.left, attendant.signal, ends, plan))
 
 
 def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> Pc:
@@ -106,7 +119,7 @@ def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> P
     try:
         # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
         state = load(memory, boot, config.facts())
-        machine = Pc(memory, engines.engine(what.engine, cpu), config, outputs)
+        machine = Pc(memory, engines.engine(what.engine, cpu), config, outputs, what.wall_clock)
     except (BootError, ValueError) as error:
         raise Refusal(str(error)) from error
 
@@ -122,12 +135,12 @@ def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> P
 
 
 @contextmanager
-def tracing(patterns: Sequence[str]) -> Iterator[None]:
-    """Events of the probes that match go to standard error, with seconds since now."""
+def tracing(patterns: Sequence[str], to: TextIO | None = None) -> Iterator[None]:
+    """Events of the probes that match go to standard error, or to a file, with seconds since now."""
     start = time.monotonic_ns()
 
     def show(event: trace.Event) -> None:
-        print(f"{(event.nanoseconds - start) / 1e9:12.6f} {event}", file=sys.stderr)
+        print(f"{(event.nanoseconds - start) / 1e9:12.6f} {event}", file=to or sys.stderr)
 
     try:
         with trace.listen(patterns, show):
@@ -172,12 +185,13 @@ def _file(path: Path, mode: str) -> Iterator[Descriptor]:
             print(f"xuni: {path}: {sink.failure.strerror}; the rest was lost", file=sys.stderr)
 
 
-def _conclude(stopped: Stopped, attendant: Attendant, ends: Ends, plan: Plan) -> int:
+def _conclude(ended: Ended) -> int:
     """Say on stderr what is not plain, and choose the exit status."""
-    if attendant.left:
+    stopped, ends, plan = ended.stopped, ended.ends, ended.plan
+    if ended.left:
         return 0
-    if attendant.signal:
-        return 128 + attendant.signal
+    if ended.signal:
+        return 128 + ended.signal
     if ends.stdout.failure:
         return BROKEN_PIPE
     if ends.status is not None:

@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -21,6 +22,7 @@ from xuni import __version__
 COMMANDS: Final = {
     "vm": ("xuni.cli.vm:vm", "Run virtual machines."),
     "guest": ("xuni.cli.guest:guest", "Fetch kernels to boot, made of Debian packages."),
+    "qemu": ("xuni.cli.qemu.command:qemu", "Run a machine by QEMU's command line."),
     "doctor": ("xuni.cli.doctor:doctor", "Say what this host offers and what xuni will use."),
 }
 INTERRUPTED: Final = 130
@@ -61,10 +63,15 @@ def xuni() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its status."""
+    conclude(lambda: xuni.main(prog_name="xuni", standalone_mode=False))
+
+
+def conclude(run: Callable[[], int | None]) -> NoReturn:
+    """Exit with the status that `run` returns; what it raises is one line and a status."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit)  # by an exception: what is half done is undone on the way out
     try:
-        status = xuni.main(prog_name="xuni", standalone_mode=False)
+        status = run()
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

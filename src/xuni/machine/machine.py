@@ -14,7 +14,7 @@ from xuni.exits import Hypercall, Vcpu
 from xuni.machine.hypercalls import NO_SUCH_CALL
 from xuni.machine.processor import Processor
 from xuni.machine.run import run
-from xuni.machine.stopped import STANDSTILL, Interrupted, Paused, Reset, Stopped, Timeout
+from xuni.machine.stopped import STANDSTILL, Interrupted, Paused, Reset, Stopped, Timeout, TripleFault
 
 if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
@@ -67,7 +67,9 @@ class Machine:
         self.hypercall: Callable[[Hypercall], int] = lambda asked: NO_SUCH_CALL
         """What a guest's kernel asks its hypervisor; the board answers."""
         self.reboot: Callable[[], None] | None = None
-        """What a guest's reset does after the chips' reset: load the guest again. None: a reset stops the machine."""
+        """What a guest's reset, or a processor's shutdown, does after the chips' reset: load the guest again. None: either
+        stops the machine.
+        """
         self.on_restart: list[Callable[[], None]] = []
         """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
@@ -108,7 +110,7 @@ class Machine:
                 self._timeout.set(self.bus.timers.now() + int(timeout * SECOND))
         while True:
             stopped = self._run_processors()
-            if not isinstance(stopped, Reset) or self.reboot is None:
+            if not isinstance(stopped, Reset | TripleFault) or self.reboot is None:
                 break
             self.restart()
         with self.bus.lock:

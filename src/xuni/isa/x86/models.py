@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from xuni.isa.x86.cpuid import OURS, OURS_AMD, Identity, signature
+from xuni.isa.x86.cpuid import OURS, OURS_AMD, Identity, Topology, signature
 from xuni.isa.x86.features import BY_NAME, DEFAULT, choose
 
 PHYSICAL_BITS: Final = 40
@@ -36,6 +36,8 @@ class CpuModel:
     physical_bits: int = PHYSICAL_BITS
     """Width of a guest-physical address, MAXPHYADDR: 36 to 52."""
     identity: Identity = OURS
+    topology: Topology | None = None
+    """How the machine's processors form cores and sockets; None: all are cores of one socket."""
     missing: frozenset[str] = frozenset()
     """What the real processor has besides, and nothing here implements."""
 
@@ -126,7 +128,7 @@ def _models() -> dict[str, CpuModel]:
         identity = Identity(VENDORS.get(vendor, vendor).encode(), signature(*map(int, numbers.split())), brand.encode())
         with_vendor = wanted[name] | {"hypervisor"} | ({"amd"} if identity.vendor in AMD_LIKE else set())
         have = choose(base=with_vendor & IMPLEMENTED)
-        found[name] = CpuModel(name, have, PHYSICAL_BITS, identity, wanted[name] - have)
+        found[name] = CpuModel(name, have, PHYSICAL_BITS, identity, missing=wanted[name] - have)
     return found
 
 
@@ -188,7 +190,7 @@ def parse(text: str, default: str = "xuni", host_bits: int = PHYSICAL_BITS) -> t
     notes = _notes(lost, (wanted & IMPLEMENTED & asked) - have)
     if enforce and notes:
         raise ValueError(f"{notes[0]}; `enforce` does not let it go without")
-    return CpuModel(name, have, bits, identity, frozenset(lost)), notes if check else []
+    return CpuModel(name, have, bits, identity, missing=frozenset(lost)), notes if check else []
 
 
 def _read(words: Iterable[str]) -> _Wishes:
