@@ -437,3 +437,22 @@ def test_a_reset_brings_a_crashed_machine_back(pc):
         assert run.control.state is RunState.PAUSED and run.control.ended is None
         run.control.resume()
         assert run.control.state is RunState.RUNNING
+
+
+def test_a_machine_that_lingers_stays_after_its_power_off_until_it_is_told_to_end(pc):
+    def script(cpu):
+        yield POWER_OFF
+        yield POWER_OFF
+
+    run = Run(pc(script))
+    run.control = Controller(run.machine, linger=True)
+    run.control.listeners.append(lambda event: run.events.append((event.name, dict(event.data))))
+    run.start()
+    until(lambda: run.control.state is RunState.SHUTDOWN)
+    with run.control.still():
+        pass
+    run.control.let_end()
+    assert run.thread.is_alive()
+    run.control.quit()
+    assert run.end() == Quit()
+    assert run.names == ["SHUTDOWN", "STOP", "SHUTDOWN"]

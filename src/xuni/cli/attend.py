@@ -17,14 +17,12 @@ from dataclasses import dataclass, field
 from enum import Enum
 from threading import Thread
 from types import FrameType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from xuni.guest.session import MAX_FRAME, frame
 from xuni.host import terminal
-from xuni.machine.stopped import PowerOff
 
 if TYPE_CHECKING:
-    from xuni.machine.machine import Machine
     from xuni.machine.stopped import Stopped
 
 STDIN: Final = 0
@@ -36,6 +34,18 @@ PATIENCE: Final = 3.0  # seconds in which a second Ctrl-C counts, and a machine 
 
 class Stuck(Exception):
     """The machine was told to stop and does not. Its thread still runs: only `os._exit` is safe now."""
+
+
+class Controlled(Protocol):
+    """What runs: a machine, or its controller."""
+
+    def run(self, timeout: float | None = None, /) -> Stopped:
+        """To its end."""
+        ...
+
+    def interrupt(self) -> None:
+        """End it, from another thread."""
+        ...
 
 
 class Input(Enum):
@@ -54,14 +64,12 @@ class Attendant:
     After `run`, `left` says that the user left by the escape key, and `signal` which signal ended it.
     """
 
-    machine: Machine
+    machine: Controlled
     input: Input
     feed: Callable[[bytes], None]
     backlog: Callable[[], int]
     patient: bool = True
     """A first SIGINT only warns."""
-    linger: bool = False
-    """After a power-off, wait for the user to end it."""
     left: bool = False
     signal: int = 0
     _wanted: bool = False
@@ -89,8 +97,6 @@ class Attendant:
                     if self._told_at is not None and time.monotonic() - self._told_at > PATIENCE:
                         raise Stuck
                 runner.join()
-                while self.linger and isinstance(self._outcome, PowerOff) and self._told_at is None:
-                    self._turn()
         finally:
             for descriptor in self._wake:
                 os.close(descriptor)

@@ -15,7 +15,7 @@ from typing import IO, Final, TextIO
 from xuni import trace
 from xuni.backends.console import Descriptor, Sink, Tail, nowhere
 from xuni.boot import BootConfig, BootError, Format, load
-from xuni.cli import engines
+from xuni.cli import engines, outside
 from xuni.cli.attend import Attendant, Input, Stuck
 from xuni.cli.description import Description
 from xuni.cli.failure import Refusal
@@ -23,8 +23,9 @@ from xuni.cli.plan import End, Plan, SerialEnd
 from xuni.devices.apic.state import LocalApicConfig
 from xuni.guest import session
 from xuni.isa.x86.cpustate import CpuState
+from xuni.machine.control import Controller
 from xuni.machine.pc import Pc
-from xuni.machine.stopped import DebugExit, PowerOff, Reset, Stopped
+from xuni.machine.stopped import DebugExit, PowerOff, Quit, Reset, Stopped
 from xuni.memory.guest import GuestMemory
 
 STDOUT: Final = 1
@@ -77,9 +78,8 @@ def launch(what: Description, conclude: Callable[[Ended], int] | None = None, pa
 
     `patient`: a first SIGINT only warns. Raises `Refusal` if there can be no such machine; nothing has run then.
     """
-    if what.gdb or what.qmp or what.paused:
-        raise Refusal("this version has neither a gdb stub nor a QMP monitor; leave the option out")
     plan = what.plan
+    looked_on = any(outside.addresses(what))
     with _ends(plan) as ends:
         try:
             guest_memory = GuestMemory(what.memory)
@@ -87,6 +87,7 @@ def launch(what: Description, conclude: Callable[[Ended], int] | None = None, pa
             raise Refusal(f"{what.memory >> 20} MiB of guest memory cannot be had: {error}; ask for less") from error
         with guest_memory:
             machine = make(what, guest_memory, ends.outputs)
+            controller = Controller(machine, paused=what.paused, linger=what.linger)
 
             def feed(data: bytes) -> None:
                 with machine.bus.lock:
@@ -95,12 +96,13 @@ def launch(what: Description, conclude: Callable[[Ended], int] | None = None, pa
             def backlog() -> int:
                 return len(machine.consoles[plan.input_line].queue)
 
-            attendant = Attendant(machine, plan.input, feed, backlog, patient, what.linger)
-            machine.expects_input = plan.input is not Input.NONE
+            attendant = Attendant(controller, plan.input, feed, backlog, patient)
+            machine.expects_input = looked_on or plan.input is not Input.NONE
             ends.on_input = attendant.want_input
             ends.stdout.on_failure = attendant.stop
             try:
-                stopped = attendant.run(what.timeout)
+                with outside.serving(what, controller):
+                    stopped = attendant.run(what.timeout)
             except Stuck:
                 print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
                 os._exit(128 + (attendant.signal or signal.SIGINT))
@@ -197,7 +199,7 @@ def _conclude(ended: Ended) -> int:
     if ends.status is not None:
         return ends.status
     match stopped:
-        case PowerOff() | DebugExit(): return stopped.exit_status
+        case PowerOff() | DebugExit() | Quit(): return stopped.exit_status
         case Reset() if plan.session is None: return stopped.exit_status
     for line in ends.tail.lines(TAIL_LINES) if ends.tail else ():
         print(f"guest: {line}", file=sys.stderr)

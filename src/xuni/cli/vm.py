@@ -52,13 +52,18 @@ def vm() -> None:
 @click.option("--timeout", type=Seconds(), help="End the guest after so many seconds, with status 124.")
 @click.option("--engine", type=click.Choice(["auto", "soft", "kvm"]), default="auto", show_default=True,
               help="Who executes the guest; `xuni doctor` says what auto takes.")
+@click.option("--gdb", metavar="[HOST]:PORT|unix:PATH",
+              help="Serve gdb there (target remote :PORT); without HOST for this host alone.")
+@click.option("--qmp", metavar="ADDRESS", multiple=True,
+              help="Serve QEMU's machine protocol: unix:PATH,server=on,wait=off, tcp:HOST:PORT,server=on,wait=off.")
+@click.option("--paused", "-S", is_flag=True, help="Wait for the debugger or the monitor before the first instruction.")
 @click.option("--verbose", "-v", is_flag=True, help="Show the boot messages of a guest that runs a command, on stderr.")
 @click.option("--trace", metavar="PATTERN", multiple=True,
               help="Write the events of these probes to stderr: 'vcpu_*', '*'.")
 @click.pass_context
 def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: Path | None, initrd: tuple[Path, ...],
         append: str | None, memory: int, cpus: int, cpu: CpuModel, serial: Serial | None, timeout: float | None,
-        engine: str, verbose: bool, trace: tuple[str, ...]) -> None:
+        engine: str, gdb: str | None, qmp: tuple[str, ...], paused: bool, verbose: bool, trace: tuple[str, ...]) -> None:
     """Boot a guest by name (debian if none is given; see `xuni guest ls`), or a kernel of your own.
 
     On a terminal the guest's console is yours: Ctrl-A x leaves, Ctrl-A h helps, Ctrl-C goes to the guest. Without a
@@ -74,6 +79,7 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
       echo 'cat /proc/cpuinfo' | xuni vm run debian
       xuni vm run --kernel bzImage --initrd root.cpio --append 'console=ttyS0 quiet' --memory 1G
       xuni vm run --multiboot test.flat --append 'arg1 arg2' --timeout 60
+      xuni vm run debian --append nokaslr --gdb :1234 --paused
       xuni vm run memtest86+ --serial file:memtest.log --timeout 600
     """
     from xuni.cli import launch, plan
@@ -103,5 +109,6 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
         test_device=TestDeviceConfig() if multiboot else None,
     )
     with launch.tracing(trace):
-        status = launch.launch(Description(chosen, memory, cpus, cpu, board, engine, timeout))
+        status = launch.launch(Description(chosen, memory, cpus, cpu, board, engine, timeout,
+                                           gdb=gdb, qmp=qmp, paused=paused))
     ctx.exit(status)

@@ -95,8 +95,12 @@ class Controller:
     block and must not call back.
     """
 
-    def __init__(self, machine: Machine, *, paused: bool = False) -> None:
+    def __init__(self, machine: Machine, *, paused: bool = False, linger: bool = False) -> None:
+        """`paused`: wait for `resume` before the first instruction. `linger`: after a power-off, wait for `quit` or a
+        reset.
+        """
         self.machine = machine
+        self._linger = linger
         self.listeners: list[Callable[[Event], None]] = []
         self.breakpoints: frozenset[int] = frozenset()
         self.watchpoints: tuple[Watchpoint, ...] = ()
@@ -160,6 +164,7 @@ class Controller:
         while True:
             if self._end is not None:
                 self._announce_end(self._end)
+                self.state = RunState.SHUTDOWN
                 return self._end
             if self._reset:
                 self._restart()
@@ -212,6 +217,10 @@ class Controller:
                 self._hold = RunState.INTERNAL_ERROR if failed else RunState.GUEST_PANICKED
                 if not failed:
                     self._say(EventName.GUEST_PANICKED, action="pause")
+            case PowerOff() if self._linger and self._end is None:
+                self._announce_end(stopped)
+                self._announced_end = False  # the end of this process is another
+                self._hold = RunState.SHUTDOWN
             case _ if self._end is None:
                 self._end = stopped
 
@@ -256,7 +265,6 @@ class Controller:
             case PowerOff() | DebugExit(): reason = "guest-shutdown"
             case EngineFailed(): reason = "host-error"
             case _: reason = reason or "host-signal"
-        self.state = RunState.SHUTDOWN
         self._say(EventName.SHUTDOWN, guest=guest, reason=reason)
 
     def _say(self, name: EventName, **data: object) -> None:
@@ -310,7 +318,8 @@ class Controller:
     def let_end(self) -> None:
         """End a machine that crashed and was kept for a debugger. No-op for others."""
         with self._changed:
-            if self.state in NEED_RESET and self._end is None and self.ended is not None:
+            crashed = self.state in (RunState.INTERNAL_ERROR, RunState.GUEST_PANICKED)
+            if crashed and self._end is None:
                 self._end = self.ended
                 self._changed.notify_all()
 
@@ -387,6 +396,7 @@ class Controller:
             if self._end is None and not self._over:
                 self._end = end
                 self._announce_end(end, reason)
+                self.state = RunState.SHUTDOWN
                 self._changed.notify_all()
         self.machine.stop(end)
 

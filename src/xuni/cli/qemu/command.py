@@ -66,7 +66,7 @@ def _run(given: list[options.Given], notes: list[str]) -> int:
 
 def conclude(ended: Ended) -> int:
     """The exit status that QEMU would give."""
-    from xuni.machine.stopped import DebugExit, PowerOff, Reset, TripleFault
+    from xuni.machine.stopped import DebugExit, PowerOff, Quit, Reset, TripleFault
 
     if ended.signal:
         _say(f"terminating on signal {ended.signal}")
@@ -79,7 +79,7 @@ def conclude(ended: Ended) -> int:
         case TripleFault():
             _say(str(ended.stopped))
             return 0
-        case PowerOff() | Reset(): return 0
+        case PowerOff() | Reset() | Quit(): return 0
         case DebugExit(): pass
         case stopped: _say(str(stopped))
     return ended.stopped.exit_status
