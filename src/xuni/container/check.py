@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from xuni.container.plan import Host
-    from xuni.container.spec import Linux, Process, Spec
+    from xuni.container.spec import Linux, Process, Scheduler, Spec
 
 _PROPAGATIONS: Final = ("", "private", "shared", "slave", "unbindable", "rprivate", "rshared", "rslave", "runbindable")
 
@@ -75,12 +75,33 @@ def check_process(process: Process, host: Host) -> None:
             raise SpecError(f"process.rlimits[{index}]: the soft limit {limit.soft} exceeds the hard one, {limit.hard}")
     if process.scheduler is not None:
         _one_of("process.scheduler.policy", process.scheduler.policy, POLICIES)
+        _deadline(process.scheduler)
         for flag in process.scheduler.flags:
             _one_of("process.scheduler.flags", flag, SCHEDULER_FLAGS)
     if process.ioPriority is not None:
         _one_of("process.ioPriority.class", process.ioPriority.class_, IO_CLASSES)
         if not 0 <= process.ioPriority.priority <= 7:
             raise SpecError(f"process.ioPriority.priority: {process.ioPriority.priority} is not within 0 … 7")
+
+
+def _deadline(scheduler: Scheduler) -> None:
+    """sched(7): each of the three bounds the next, and the kernel counts from 2**10 ns up to 2**63."""
+    name = "sched_setattr: `SCHED_DEADLINE`"
+    if scheduler.policy != "SCHED_DEADLINE":
+        return
+    for field in ("runtime", "deadline"):
+        value = getattr(scheduler, field)
+        if value is None:
+            raise SpecError(f"{name} requires `{field}` (process.scheduler.{field})")
+        if value == 0:
+            raise SpecError(f"{name} {field} must be greater than 0")
+        if not 1024 <= value < 1 << 63:
+            raise SpecError(f"{name} {field} {value} must be between 1024 and {(1 << 63) - 1}")
+    runtime, deadline, period = scheduler.runtime or 0, scheduler.deadline or 0, scheduler.period or 0
+    if runtime > deadline:
+        raise SpecError(f"{name} runtime {runtime} must be <= deadline {deadline}")
+    if period and deadline > period:
+        raise SpecError(f"{name} deadline {deadline} must be <= period {period}")
 
 
 def _linux(spec: Spec, linux: Linux) -> None:
@@ -129,8 +150,10 @@ def _sysctl(linux: Linux, namespaces: dict[str, str]) -> None:
             wanted = "ipc"
         elif name.startswith("net."):
             wanted = "network"
-        elif name == "kernel.domainname" or name == "kernel.hostname":
+        elif name == "kernel.domainname":
             wanted = "uts"
+        elif name == "kernel.hostname":
+            raise SpecError("linux.sysctl: kernel.hostname is what the property hostname sets; use that")
         elif name.startswith("user."):
             wanted = "user"
         else:

@@ -24,6 +24,23 @@ LINKS: Final = (("/dev/fd", "/proc/self/fd"), ("/dev/stdin", "/proc/self/fd/0"),
                 ("/dev/stderr", "/proc/self/fd/2"))  # fmt: skip
 
 
+class OrdinaryDirectory(Step):
+    """Make the directory that nodes go into; a link in its place is a mistake or worse."""
+
+    path: str
+
+    def apply(self, run: Run) -> None:
+        try:
+            os.close(run.kernel.openat2(run.root, self.path.lstrip("/"), os.O_PATH | os.O_DIRECTORY, 0,
+                                        k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS))  # fmt: skip
+        except CallError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise SpecError(f"{self.path} in the root must be an ordinary directory, and is not") from None
+            if error.errno != errno.ENOENT:
+                raise
+            os.close(make_in_root(run.kernel, run.root, self.path, directory=True))
+
+
 class Node(Step):
     """Make a device node (or named pipe) at `path`; one that is there already with these numbers is taken as it is."""
 
@@ -72,6 +89,7 @@ class Node(Step):
         tree = run.files.pop("device " + self.path, -1)
         if tree < 0:
             tree = kernel.open_tree(k.AT_FDCWD, self.path)
+        kernel.mount_setattr(tree, set=k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC)
         try:
             there = os.fstat(tree)
             if self.major >= 0 and (stat.S_IFMT(there.st_mode) != KINDS[self.kind]

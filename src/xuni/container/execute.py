@@ -69,9 +69,12 @@ def wanted(container: Container, wishes: ExecWishes) -> Process:
     values["user"] = User(**user)
     if wishes.caps:
         caps = own.capabilities or Capabilities()
-        more = {name: tuple(dict.fromkeys(getattr(caps, name) + wishes.caps)) for name in Capabilities.fields if name != "ambient"}
-        ambient = caps.ambient + (wishes.caps if own.user.uid else ())
-        values["capabilities"] = Capabilities(**more, ambient=ambient)
+        for each in wishes.caps:
+            if not proc.mask((each,)):
+                raise SpecError(f"--cap: {each} is not a capability of capabilities(7)")
+        more = {name: tuple(dict.fromkeys(getattr(caps, name) + wishes.caps)) for name in ("bounding", "effective", "permitted")}
+        ambient = caps.ambient + tuple([each for each in wishes.caps if each in caps.inheritable])
+        values["capabilities"] = Capabilities(**more, inheritable=caps.inheritable, ambient=ambient)
     if wishes.no_new_privileges:
         values["noNewPrivileges"] = True
     values["apparmorProfile"] = wishes.apparmor or own.apparmorProfile

@@ -29,7 +29,7 @@ def run(container: str, wishes: Wishes, *, detach: bool, keep: bool) -> int:
         found = life.open_container(wishes.root, container)
         try:
             life.after(found, made.spec, "poststart")
-        except BaseException:
+        except life.StepFailed:
             life.delete(found, force=True)
             raise
     if detach:

@@ -16,6 +16,7 @@ class RunHook(Step):
     """Run one hook: the container's state on its standard input, `timeout` seconds to end by itself with status 0."""
 
     point: str
+    index: int
     path: str
     args: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -33,13 +34,18 @@ def execute(hook: RunHook, run: Run) -> None:
         try:
             os.setsid()
             os.dup2(inward[0], 0)
-            os.dup2(outward[1], 1)
-            os.dup2(outward[1], 2)
+            for descriptor in (1, 2):
+                kept = run.hook_output.get(descriptor, -1)
+                os.dup2(outward[1] if kept < 0 else kept, descriptor)
             run.kernel.close_range(3)
             for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            os.execve(hook.path, hook.args or (hook.path,), dict(each.partition("=")[::2] for each in hook.env))
+            if hook.point != "startContainer":
+                os.chdir(run.bundle)
+            # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
+            given = hook.env or (run.environment if hook.point == "startContainer" else ())
+            os.execve(hook.path, hook.args or (hook.path,), dict(each.partition("=")[::2] for each in given) if given else os.environ)
         except OSError as error:
             os.write(2, f"{error.strerror}".encode())
         finally:
@@ -54,12 +60,13 @@ def execute(hook: RunHook, run: Run) -> None:
         os.close(pidfd)
     _, status = os.waitpid(pid, 0)
     if said is None:
-        raise SpecError(f"hooks.{hook.point}: {hook.path} was still running after its timeout of {hook.timeout} s")
+        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path} was still running after its timeout of "
+                        f"{hook.timeout} s (deadline exceeded)")  # fmt: skip
     if status:
         code = os.waitstatus_to_exitcode(status)
-        ended = f"exited with status {code}" if code >= 0 else f"was killed by signal {-code}"
+        ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
         text = said.decode(errors="replace").strip()
-        raise SpecError(f"hooks.{hook.point}: {hook.path} {ended}" + (f": {text}" if text else ""))
+        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path} {ended}" + (f": {text}" if text else ""))
 
 
 def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) -> bytes | None:

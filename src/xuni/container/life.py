@@ -56,7 +56,7 @@ class Wishes(Record):
     cgroups: bool = True
     trace: bool = False
     log: str = ""
-    log_json: bool = False
+    log_json: bool | None = None
 
 
 class Container:
@@ -97,6 +97,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
     run.traced = wishes.trace
     run.preserve(wishes.preserve_fds)
     run.open_log(wishes.log, wishes.log_json)
+    run.open_hook_output()
     steps = plan(spec, wishes.bundle, host)
     if wishes.cgroups:
         from xuni.container.cgroup import place
@@ -213,20 +214,27 @@ def start(container: Container) -> None:
     talk.expect_end()
     spec = container.home.spec()
     if spec.hooks and spec.hooks.poststart:
-        after(container, spec, "poststart")
+        try:
+            after(container, spec, "poststart")
+        except StepFailed:
+            delete(container, force=True)
+            raise
 
 
 def after(container: Container, spec: Spec, point: str) -> None:
-    """The hooks of a point after the start. A failing one is a warning: the container's life goes on."""
+    """The hooks of a point after the start. A poststop hook that fails is a warning, a poststart hook raises StepFailed."""
     from xuni.container.hooks import RunHook
 
     run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
     run.state = state_text(container)
-    for each in getattr(spec.hooks, point, ()):
+    run.open_hook_output()
+    for index, each in enumerate(getattr(spec.hooks, point, ())):
         try:
-            apply((RunHook(point, each.path, each.args, each.env, each.timeout),), run)
+            apply((RunHook(point, index, each.path, each.args, each.env, each.timeout),), run)
         except StepFailed as error:
-            os.write(2, f"xuni-oci: warning: {error}\n".encode())
+            if point != "poststop":
+                raise
+            os.write(2, f"xuni-oci: warning: {point} hook failed: {error}\n".encode())
 
 
 def state_text(container: Container) -> bytes:

@@ -12,7 +12,7 @@ import stat
 import sys
 
 from xuni.container.record import Record
-from xuni.container.rooted import make_in_root, open_in_root
+from xuni.container.rooted import make_in_root, open_in_root, parent_in_root
 from xuni.container.step import CallError, Run, SpecError, Step
 from xuni.host.linux import kernel as k
 
@@ -230,7 +230,7 @@ class OpenSource(Step):
             is_link = stat.S_ISLNK(os.fstat(place).st_mode)
             os.close(place)
             if is_link:
-                run.files[f"link {self.index}"] = -1
+                run.links[self.index] = os.readlink(self.source)
                 return
         tree = kernel.open_tree(k.AT_FDCWD, self.source, recursive=options.recursive, follow=options.follow_source)
         run.files[f"source {self.index}"] = tree
@@ -272,17 +272,14 @@ class Bind(Step):
     source: str = ""
 
     def apply(self, run: Run) -> None:
-        if run.files.pop(f"link {self.index}", 0):
-            self._link(run)
+        if self.index in run.links:
+            self._link(run, run.links[self.index])
             return
         tree = run.files.pop(f"source {self.index}")
         directory = stat.S_ISDIR(os.fstat(tree).st_mode)
         attach(run, tree, self.target, self.options, directory)
 
-    def _link(self, run: Run) -> None:
-        from xuni.container.rooted import parent_in_root
-
-        value = os.readlink(self.source)
+    def _link(self, run: Run, value: str) -> None:
         parent, name = parent_in_root(run.kernel, run.root, self.target)
         try:
             run.kernel.symlinkat(value, parent, name)

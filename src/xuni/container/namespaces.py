@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from xuni.container.step import Run, SpecError, Step
@@ -137,8 +138,6 @@ class BecomeRoot(Step):
     """Take id 0 of the user namespace: capabilities in it are kept, files that are made belong to its root."""
 
     def apply(self, run: Run) -> None:
-        import errno
-
         try:
             run.kernel.setgroups(())
         except OSError as error:
@@ -166,23 +165,6 @@ class TimeOffsets(Step):
             run.kernel.setns(descriptor, k.CLONE_NEWTIME, "/proc/self/ns/time_for_children")
         finally:
             os.close(descriptor)
-
-
-class Loopback(Step):
-    """Bring `lo` up in the new network namespace."""
-
-    def apply(self, run: Run) -> None:
-        import _socket
-        import fcntl
-
-        socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
-        try:
-            request = b"lo".ljust(16, b"\0")  # struct ifreq, 40 bytes
-            flags = int.from_bytes(fcntl.ioctl(socket.fileno(), 0x8913, request + bytes(24))[16:18], "little")  # SIOCGIFFLAGS
-            up = request + (flags | 1).to_bytes(2, "little") + bytes(22)
-            fcntl.ioctl(socket.fileno(), 0x8914, up)  # SIOCSIFFLAGS, IFF_UP
-        finally:
-            socket.close()
 
 
 class Hostname(Step):

@@ -120,14 +120,16 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         offsets = tuple([(clock, each.secs, each.nanosecs) for clock, each in (linux.timeOffsets or {}).items()])
         enter.append(ns.TimeOffsets(offsets))
     if "network" in new:
-        enter.append(ns.Loopback())
+        from xuni.container.loopback import Loopback
+
+        enter.append(Loopback())
     if spec.hostname:
         enter.append(ns.Hostname(spec.hostname))
     if spec.domainname:
         enter.append(ns.Domainname(spec.domainname))
     enter += [ns.Sysctl(key, value) for key, value in (linux.sysctl or {}).items()]
     if not host.no_new_keyring:
-        enter.append(proc.Keyring("_ses." + ""))
+        enter.append(proc.Keyring())
     if linux.memoryPolicy is not None:
         enter.append(proc.SetMemoryPolicy(linux.memoryPolicy))
 
@@ -187,7 +189,12 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
         from xuni.container.labels import SetLabel
 
         become.append(SetLabel(process.apparmorProfile, process.selinuxLabel))
-    become.append(proc.OwnStreams(process.user.uid, process.terminal))
+    if not process.terminal:
+        become.append(proc.OwnStreams(process.user.uid, process.user.gid))
+    environment = proc.environment(process)
+    become.append(proc.Environment(environment))
+    if not any(each.startswith("HOME=") for each in environment):
+        become.append(proc.FindHome(process.user.uid))
     seccomp: list[Step] = []
     if linux.seccomp is not None:
         from xuni.container.seccomp import LoadSeccomp
@@ -207,13 +214,13 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
         become.append(proc.SetCapabilities(proc.mask(caps.permitted), proc.mask(caps.effective), proc.mask(caps.inheritable),
                                            proc.mask(caps.ambient)))  # fmt: skip
     become.append(proc.ChangeDirectory(process.cwd))
-    become.append(proc.FindProgram(process.args, proc.environment(process)))
+    become.append(proc.FindProgram(process.args))
     begin: list[Step] = []
     if linux.seccomp is not None and linux.seccomp.listenerPath:
         become += seccomp  # while the runtime that knows the listener is there
     else:
         begin += seccomp
-    begin.append(proc.Execute(process.args, proc.environment(process)))
+    begin.append(proc.Execute(process.args))
     return become, begin
 
 
@@ -222,6 +229,8 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
     userns = "user" in kinds
     for index, mount in enumerate(spec.mounts):
         options = mnt.sort_options(mount.options, f"mounts[{index}]")
+        if options.copy_up:
+            import xuni.container.copying  # noqa: F401 - init may not be able to read it
         target = "/" + mount.destination.lstrip("/")
         if options.bind or mount.type == "bind":
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
@@ -248,6 +257,7 @@ def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
     foreign = any(each.destination.rstrip("/") == "/dev" and {"bind", "rbind"} & set(each.options) for each in spec.mounts)
     named = {os.path.normpath(each.path) for each in linux.devices}
     if not foreign:
+        yield dev.OrdinaryDirectory("/dev")
         for path, major, minor in dev.DEFAULT:
             if path not in named:
                 yield dev.Node(path, "c", major, minor, bind=userns)
@@ -266,8 +276,8 @@ def _hooks(point: str, hooks: object) -> Iterator[Step]:
         return
     from xuni.container.hooks import RunHook
 
-    for each in hooks:  # type: ignore[attr-defined]
-        yield RunHook(point, each.path, each.args, each.env, each.timeout)
+    for index, each in enumerate(hooks):  # type: ignore[call-overload]
+        yield RunHook(point, index, each.path, each.args, each.env, each.timeout)
 
 
 __all__ = ["Host", "Plan", "identity", "k", "plan"]

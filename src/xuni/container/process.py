@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import _signal
+import errno
 import os
+import stat
 
+from xuni.container.rooted import make_in_root, open_in_root
+from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
 
@@ -54,13 +58,9 @@ class OomScore(Step):
 class Keyring(Step):
     """A session keyring of the container's own, so that the runtime's keys stay outside."""
 
-    name: str
-
     def apply(self, run: Run) -> None:
-        import errno
-
         try:
-            run.kernel.join_session_keyring(self.name)
+            run.kernel.join_session_keyring("_ses." + run.container)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EDQUOT):  # no keyrings here, or no room for another
                 raise
@@ -90,8 +90,6 @@ class BoundCapabilities(Step):
             try:
                 run.kernel.prctl(k.PR_CAPBSET_DROP, number)
             except OSError as error:
-                import errno
-
                 if error.errno == errno.EINVAL:  # past the last capability of this kernel
                     return
                 raise
@@ -112,8 +110,6 @@ class BecomeUser(Step):
         try:
             kernel.setgroups(self.groups)
         except OSError as error:
-            import errno
-
             if error.errno != errno.EPERM or self.groups:
                 raise
             with open("/proc/self/setgroups") as file:
@@ -142,11 +138,14 @@ class SetCapabilities(Step):
         permitted = self.permitted & ours
         inheritable = self.inheritable & bounding(kernel)
         ambient = self.ambient & permitted & inheritable
-        lost = (self.permitted | self.effective) & ~permitted | self.inheritable & ~inheritable | self.ambient & ~ambient
-        if lost:
-            names = ", ".join([name for number, name in enumerate(CAPABILITIES) if lost >> number & 1])
-            run.warn(f"process.capabilities: {names} cannot be granted as asked for (not held by the runtime, or ambient without "
-                     "being permitted and inheritable)")  # fmt: skip
+        for lost, reason in (
+            ((self.permitted | self.effective) & ~permitted, "can't grant capability {}: the runtime itself does not have it"),
+            (self.inheritable & ~inheritable, "can't make capability {} inheritable: it is not in the bounding set"),
+            (self.ambient & ~ambient, "can't raise ambient capability {}: it must be permitted and inheritable as well"),
+        ):
+            for number, name in enumerate(CAPABILITIES):
+                if lost >> number & 1:
+                    run.warn(reason.format(name))
         kernel.capset(self.effective & permitted, permitted, inheritable)
         kernel.prctl(k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL)
         for number in range(64):
@@ -181,16 +180,47 @@ class ChangeDirectory(Step):
             raise SpecError(f"process.cwd: {self.path} leads out of the container's root")
 
 
+class FindHome(Step):
+    """HOME, unless the environment has it: from the image's /etc/passwd, else "/"."""
+
+    uid: int
+
+    def apply(self, run: Run) -> None:
+        run.environment = (*run.environment, "HOME=" + self._look(run))
+
+    def _look(self, run: Run) -> str:
+        try:
+            descriptor = open_in_root(run.kernel, run.root, "/etc/passwd", os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return "/"
+        try:
+            for line in os.read(descriptor, 1 << 20).decode(errors="replace").split("\n"):
+                fields = line.split(":")
+                if len(fields) >= 7 and fields[2] == str(self.uid):
+                    return fields[5] or "/"
+        except OSError:
+            pass
+        finally:
+            os.close(descriptor)
+        return "/"
+
+
+class Environment(Step):
+    """The variables of the process."""
+
+    env: tuple[str, ...] = ()
+
+    def apply(self, run: Run) -> None:
+        run.environment = self.env
+
+
 class Execute(Step):
     """Become the process. Looks `args[0]` up in PATH unless it has a slash."""
 
     args: tuple[str, ...]
-    env: tuple[str, ...] = ()
 
-    def find(self) -> str:
+    def find(self, run: Run) -> str:
         """The file to execute. Raises OSError as execvp(3) would."""
-        import errno
-
         name = self.args[0]
         if "/" in name:
             if not os.path.isfile(name):
@@ -198,7 +228,7 @@ class Execute(Step):
             if not os.access(name, os.X_OK):
                 raise OSError(errno.EACCES, f"exec {name}")
             return name
-        path = next((each[5:] for each in self.env if each.startswith("PATH=")), "/bin:/usr/bin")
+        path = next((each[5:] for each in run.environment if each.startswith("PATH=")), "/bin:/usr/bin")
         denied = False
         for directory in path.split(":"):
             candidate = f"{directory or '.'}/{name}"
@@ -211,11 +241,12 @@ class Execute(Step):
         raise OSError(errno.ENOENT, f'exec: "{name}": executable file not found in $PATH ({path})')
 
     def apply(self, run: Run) -> None:
-        path = self.find()
+        path = self.find(run)
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):  # the interpreter's own settings
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        run.kernel.execveat(k.AT_FDCWD, path, [each.encode() for each in self.args], [each.encode() for each in self.env], 0)
+        run.kernel.execveat(k.AT_FDCWD, path, [each.encode() for each in self.args],
+                            [each.encode() for each in run.environment], 0)  # fmt: skip
 
 
 class NewSession(Step):
@@ -229,8 +260,6 @@ class MakeDirectory(Step):
     path: str
 
     def apply(self, run: Run) -> None:
-        from xuni.container.rooted import make_in_root
-
         try:
             os.close(make_in_root(run.kernel, run.root, self.path, directory=True))
         except OSError:
@@ -241,18 +270,15 @@ class OwnStreams(Step):
     """Give standard input, output and error to the process's user, who may want to open /dev/stdout again."""
 
     uid: int
-    terminal: bool = False
+    gid: int = 0
 
     def apply(self, run: Run) -> None:
-        import errno
-        import stat
-
         for descriptor in (0, 1, 2):
             try:
                 status = os.fstat(descriptor)
                 if status.st_uid == self.uid or stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(1, 3):
                     continue
-                os.fchown(descriptor, self.uid, -1)
+                os.fchown(descriptor, self.uid, -1 if stat.S_ISCHR(status.st_mode) else self.gid)
             except OSError as error:
                 # Not ours to give away: files of another user namespace, a read-only file system.
                 if error.errno not in (errno.EPERM, errno.EINVAL, errno.EROFS, errno.EBADF):
@@ -263,10 +289,9 @@ class FindProgram(Step):
     """See that there is something to execute, while whoever creates the container still listens."""
 
     args: tuple[str, ...]
-    env: tuple[str, ...] = ()
 
     def apply(self, run: Run) -> None:
-        Execute(self.args, self.env).find()
+        Execute(self.args).find(run)
 
 
 class SetScheduler(Step):
@@ -277,7 +302,7 @@ class SetScheduler(Step):
         flags = sum(1 << SCHEDULER_FLAGS.index(each) for each in s.flags)
         packed = b"".join([(48).to_bytes(4, "little"), POLICIES[s.policy].to_bytes(4, "little"), flags.to_bytes(8, "little"),
                            s.nice.to_bytes(4, "little", signed=True), s.priority.to_bytes(4, "little"),
-                           s.runtime.to_bytes(8, "little"), s.deadline.to_bytes(8, "little"), s.period.to_bytes(8, "little")])  # fmt: skip
+                           *[(each or 0).to_bytes(8, "little") for each in (s.runtime, s.deadline, s.period)]])  # fmt: skip
         run.kernel.sched_setattr(packed, repr(s))
 
 
@@ -366,4 +391,7 @@ def environment(process: Process) -> tuple[str, ...]:
     last: dict[str, str] = {}
     for each in process.env:
         last[each.partition("=")[0]] = each
+    if os.environ.get("LISTEN_FDS"):  # socket activation goes on into the container, where the process is number 1
+        last["LISTEN_FDS"] = "LISTEN_FDS=" + os.environ["LISTEN_FDS"]
+        last["LISTEN_PID"] = "LISTEN_PID=1"
     return tuple(last.values())

@@ -79,8 +79,8 @@ def _action(name: str, number: int | None) -> int:
     return base
 
 
-def compile_filter(seccomp: Seccomp) -> bytes:
-    """The BPF program. Raises SpecError, or OSError where libseccomp cannot."""
+def compile_filter(seccomp: Seccomp, *, strict: bool = False) -> bytes:
+    """The BPF program; with `strict`, unknown calls are a mistake. Raises SpecError, or OSError where libseccomp cannot."""
     check(seccomp)
     library = libseccomp.Library()
     default = _action(seccomp.defaultAction, seccomp.defaultErrnoRet)
@@ -99,6 +99,8 @@ def compile_filter(seccomp: Seccomp) -> bytes:
         for name in rule.names:
             for each in alternatives:
                 if not made.add_rule(action, name, each):
+                    if strict:
+                        raise SpecError(f"linux.seccomp.syscalls: {name!r} is not a system call")
                     break  # a call of another architecture, or newer than the library
     program = made.program()
     if seccomp.defaultAction in ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE") or default == libseccomp.ERRNO | _ENOSYS:
@@ -145,7 +147,8 @@ class CompileSeccomp(Step):
     seccomp: Seccomp
 
     def apply(self, run: Run) -> None:
-        run.filter = compile_filter(self.seccomp)
+        strict = (run.spec.annotations or {}).get("run.oci.seccomp_fail_unknown_syscall") == "1"
+        run.filter = compile_filter(self.seccomp, strict=strict)
         if self.seccomp.listenerPath:
             from xuni.container.terminal import connect
 

@@ -47,9 +47,9 @@ class Scheduler(Record):
     nice: i32 = 0
     priority: i32 = 0
     flags: tuple[str, ...] = ()
-    runtime: u64 = 0
-    deadline: u64 = 0
-    period: u64 = 0
+    runtime: u64 | None = None
+    deadline: u64 | None = None
+    period: u64 | None = None
 
 
 class IoPriority(Record):

@@ -46,10 +46,11 @@ class Home:
     """The directory of one container's state."""
 
     def __init__(self, root: str, container: str) -> None:
-        if not container or container in (".", "..") or not set(container) <= _ALLOWED:
-            raise SpecError(f"invalid container id {container!r}: letters, digits and _+-. make an id")
-        if len(container.encode()) > 1024:
-            raise SpecError(f"invalid container id: {len(container)} characters; 1024 are the limit")
+        if not container or container[0] == "." or not set(container) <= _ALLOWED:
+            raise SpecError(f"invalid container ID format: {container!r}: an invalid character (a container ID is made of letters, "
+                            "digits and _+-., and does not begin with a dot)")  # fmt: skip
+        if len(container) > 255:
+            raise SpecError(f"invalid container ID format: {len(container)} characters; 255 are the limit of a file name")
         self.root = root
         self.container = container
         self.path = f"{root}/{container}"
@@ -134,8 +135,10 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1e9):09d}Z"
 
 
-def log_line(level: str, text: str, as_json: bool) -> bytes:
-    """One line of --log, in runc's two formats."""
+def log_line(level: str, text: str, as_json: bool | None) -> bytes:
+    """One line of --log, in runc's two formats; None for people on standard error."""
+    if as_json is None:
+        return f"xuni-oci: {level}: {text}\n".encode(errors="backslashreplace")
     if as_json:
         return json.dumps({"level": level, "msg": text, "time": now()}) + b"\n"
     quoted = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -38,6 +38,7 @@ class Run:
         self.joining = 0  # the process that is to enter the container's groups, for exec
         self.root = -1  # the container's root directory, in init
         self.files: dict[str, int] = {}  # descriptors that one step opens and another uses, by name
+        self.links: dict[int, str] = {}  # what mounts with copy-symlink copy
         self.console = -1  # the runtime's end of the container's terminal
         self.listener = -1  # the socket of who is notified by seccomp
         self.filter = b""  # the seccomp program
@@ -45,21 +46,35 @@ class Run:
         self.preserved: list[int] = []  # descriptors that go on into the container
         self.state = b""  # what hooks read
         self.traced = False
-        self.log, self.log_json = -1, False
+        self.log = -1
+        self.log_json: bool | None = None
+        self.environment: tuple[str, ...] = ()  # of the process
+        self.hook_output: dict[int, int] = {}  # for descriptors 1 and 2 of hooks, where an annotation says so
 
-    def open_log(self, path: str, as_json: bool) -> None:
+    def open_log(self, path: str, as_json: bool | None) -> None:
+        """--log; standard error without it."""
         if path:
             self.log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             self.log_json = as_json
+        else:
+            from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+            self.log = fcntl(2, F_DUPFD_CLOEXEC, 3)  # init's own standard error becomes the container's
+
+    def open_hook_output(self) -> None:
+        """Annotations of crun's that engines use: files that take what hooks print."""
+        for descriptor, name in ((1, "run.oci.hooks.stdout"), (2, "run.oci.hooks.stderr")):
+            path = (self.spec.annotations or {}).get(name)
+            if path:
+                self.hook_output[descriptor] = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def preserve(self, count: int) -> None:
         """Descriptors 3 … 2+count were given to us for the container. Before we open any of our own."""
         for descriptor in range(3, 3 + count):
             try:
-                os.fstat(descriptor)
+                os.set_inheritable(descriptor, False)  # hooks need not have it
             except OSError:
-                raise SpecError(f"--preserve-fds {count}: descriptor {descriptor} is not open") from None
-            os.set_inheritable(descriptor, False)  # hooks need not have it
+                continue  # not open; there may be others after it
             self.preserved.append(descriptor)
 
     def close(self) -> None:
