@@ -269,6 +269,16 @@ def test_a_reset_from_outside_ends_a_machine_that_does_not_reboot(pc):
     assert run.events == [(EventName.SHUTDOWN, {"guest": False, "reason": "host-qmp-system-reset"})]
 
 
+def test_a_reset_from_outside_may_load_the_guest_again_where_its_own_would_end_it(pc):
+    machine = pc(spin)
+    machine.reload = lambda: machine.vcpus[0].log.append("loaded")
+    with controlled(machine) as run:
+        run.control.reset()
+        assert run.control.state is RunState.RUNNING
+        assert "loaded" in machine.vcpus[0].log
+        assert run.names == ["RESET"]
+
+
 def test_the_power_button_reaches_acpi_and_an_nmi_its_pin(pc):
     machine = pc(spin)
     with controlled(machine) as run:

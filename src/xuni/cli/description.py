@@ -35,6 +35,8 @@ class Description:
     """Seconds of the guest clock after which the machine is stopped."""
     reboot: bool = False
     """A guest's reset, or its processor's shutdown, loads the guest again; else it ends the machine."""
+    reset: bool = True
+    """A reset from outside, by a monitor or a debugger, loads the guest again; else it ends the machine."""
     linger: bool = False
     """A guest's power-off leaves the process waiting for its user."""
     wall_clock: Callable[[], datetime] = host_time

@@ -131,8 +131,12 @@ def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> P
         machine.vcpus[0].start(state)
 
     start(state)
-    if what.reboot:
-        machine.reboot = lambda: start(load(memory, boot, config.facts()))
+
+    def reload() -> None:
+        start(load(memory, boot, config.facts()))
+
+    machine.reboot = reload if what.reboot else None
+    machine.reload = reload if what.reset else None
     return machine
 
 

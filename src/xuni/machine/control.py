@@ -232,7 +232,7 @@ class Controller:
 
     def _restart(self) -> None:
         self._reset = False
-        if self.machine.reboot is None:
+        if self.machine.reboot is None and self.machine.reload is None:
             self._end = Reset()
             return
         self._reports.clear()
@@ -324,7 +324,7 @@ class Controller:
                 self._changed.notify_all()
 
     def reset(self) -> None:
-        """Pull the reset line and load the guest again; it ends the machine where a guest's reset does.
+        """Pull the reset line and load the guest again; it ends the machine where nobody knows how to load it.
 
         A machine that stands still goes on standing.
         """

@@ -70,6 +70,8 @@ class Machine:
         """What a guest's reset, or a processor's shutdown, does after the chips' reset: load the guest again. None: either
         stops the machine.
         """
+        self.reload: Callable[[], None] | None = None
+        """Loads the guest again: what a reset from outside does where `reboot` is None."""
         self.on_restart: list[Callable[[], None]] = []
         """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
@@ -143,10 +145,11 @@ class Machine:
                 processor.reset()
 
     def restart(self) -> None:
-        """Reset and load the guest again, where `reboot` knows how. While nothing runs."""
-        assert self.reboot is not None
+        """Reset and load the guest again, where `reboot` or `reload` know how. While nothing runs."""
+        load = self.reboot or self.reload
+        assert load is not None
         self.reset()
-        self.reboot()
+        load()
         for notify in self.on_restart:
             notify()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from threading import Condition, RLock
+from threading import Condition, RLock, get_native_id
 
 from xuni.devices.apic.local import LocalApic
 from xuni.exits import Debugged, Reply, Resume, Vcpu
@@ -37,7 +37,7 @@ class Processor:
         """A debugger steps it: external interrupts wait until the step is done."""
         self.debugged: Debugged | None = None
         """The debugger's stop that ended its last run."""
-        self.thread_id = 0
+        self.thread_id = get_native_id()
         """The host's number of the thread that runs it, or ran it last."""
         self.wake = Condition(lock)
         self._orders: list[Callable[[], None]] = []

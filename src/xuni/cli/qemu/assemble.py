@@ -307,8 +307,8 @@ class Assembly:
         machine = Description(
             Plan(Path(self.kernel), modules, self.append, ends, plan.input_for(console), used[0] if used else 0, format),
             self.memory, self.cpus, replace(cpu, topology=self.topology), board, ":".join(self.engines) or "soft",
-            reboot=self.reboot, linger=not self.shutdown, wall_clock=self.wall_clock, name=self.name, uuid=self.uuid,
-            gdb=self.gdb, qmp=tuple(self.qmp), paused=self.paused,
+            reboot=self.reboot, reset=self.reboot, linger=not self.shutdown, wall_clock=self.wall_clock,
+            name=self.name, uuid=self.uuid, gdb=self.gdb, qmp=tuple(self.qmp), paused=self.paused,
         )  # fmt: skip
         return Request(machine, self.trace, self.log, self.pidfile, self.notes)
 
