@@ -112,7 +112,7 @@ def test_registers_are_32_bits_at_multiples_of_16(apic):
 
 def test_writes_keep_to_writable_bits(apic):
     for reg, kept in (
-        (Reg.TPR, 0xFF), (Reg.LDR, 0xFF00_0000), (Reg.SVR, 0x3FF), (Reg.DIVIDE, 0xB), (Reg.ID, 0),
+        (Reg.TPR, 0xFF), (Reg.LDR, 0xFF00_0000), (Reg.SVR, 0x3FF), (Reg.DIVIDE, 0xB), (Reg.ID, 0xFF00_0000),
         (Reg.LVT_TIMER, 0x700FF), (Reg.LVT_LINT0, 0x1A7FF), (Reg.LVT_PERFORMANCE, 0x107FF), (Reg.LVT_ERROR, 0x100FF),
     ):  # fmt: skip
         write(apic, reg, 0xFFFF_FFFF)
@@ -427,6 +427,37 @@ def test_destinations_in_xapic_mode(clock):
     assert targets(2, 0x80000) == [0, 1, 2, 3]
     assert targets(2, 0xC0000) == [0, 2, 3]
     assert len(targets(0b1111, 0x900)) == 1  # lowest priority
+
+
+def test_a_written_id_is_what_physical_destinations_mean(clock):
+    board = Board(clock, 3)
+    for apic in board.apics:
+        write(apic, Reg.ID, 7 << 24 if apic.id else 9 << 24)
+
+    def targets(destination: int) -> list[int]:
+        write(board.apics[0], Reg.ICR_HIGH, destination << 24)
+        write(board.apics[0], Reg.ICR, 0x61)
+        found = pins(board)
+        for core, apic in zip(board.cores, board.apics, strict=True):
+            if core.pin:
+                apic.acknowledge()
+                write(apic, Reg.EOI, 0)
+        return found
+
+    assert read(board.apics[1], Reg.ID) == 7 << 24
+    assert (targets(1), targets(7), targets(9)) == ([], [1, 2], [0])
+    apic = board.apics[1]
+    apic.accept(0, Delivery.INIT, False)
+    assert read(apic, Reg.ID) == 7 << 24, "INIT leaves it alone"
+    base = apic.read_msr(APIC_BASE)
+    assert base is not None and apic.write_msr(APIC_BASE, base & ~0x800) and apic.write_msr(APIC_BASE, base)
+    assert read(apic, Reg.ID) == 1 << 24
+    write(apic, Reg.ID, 5 << 24)
+    assert apic.write_msr(APIC_BASE, base | 0x400) and apic.read_msr(X2 + Reg.ID) == 1
+    assert not apic.write_msr(X2 + Reg.ID, 5)
+    write(board.apics[2], Reg.ID, 5 << 24)
+    board.apics[2].reset()
+    assert read(board.apics[2], Reg.ID) == 2 << 24
 
 
 def test_lowest_priority_goes_to_the_least_busy_and_takes_turns(clock):

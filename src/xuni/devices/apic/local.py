@@ -85,7 +85,7 @@ class Peers(Protocol):
 
 
 class LocalApic:
-    """One processor's local APIC; `apic_id` is its initial (and only) APIC id."""
+    """One processor's local APIC; `apic_id` is its initial APIC id."""
 
     def __init__(
         self,
@@ -112,7 +112,8 @@ class LocalApic:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Power-up: INIT, and the base register too."""
+        """Power-up: INIT, and the id and base registers too."""
+        self.state.xapic_id = None
         self._initialize(DEFAULT_BASE | BASE_ENABLE | (BASE_BSP if self.id == 0 else 0))
 
     @property
@@ -149,6 +150,12 @@ class LocalApic:
         self._update()
 
     @property
+    def physical_id(self) -> int:
+        """What a physical destination means: the id register, which a guest may write in xAPIC mode."""
+        written = self.state.xapic_id
+        return self.id if self.x2apic or written is None else written
+
+    @property
     def logical_id(self) -> int:
         """LDR; in x2APIC mode it follows from the id: cluster 31:16, one bit of 15:0."""
         return (self.id >> 4) << 16 | 1 << (self.id & 15) if self.x2apic else self.state.ldr
@@ -162,7 +169,7 @@ class LocalApic:
         if destination == (ALL if self.x2apic else 0xFF) or destination in (0xFF, ALL) and not logical:
             return True
         if not logical:
-            return destination == self.id
+            return destination == self.physical_id
         if self.x2apic:
             logical_id = self.logical_id
             if destination < 0x100:  # an 8-bit field from an IOAPIC or an MSI reaches cluster 0
@@ -300,8 +307,10 @@ class LocalApic:
         if old == mode and new == BASE_ENABLE or old == 0 and new == mode:
             return False  # x2APIC is left only by disabling, and entered only from xAPIC
         s.base = value
-        if new != old and new == mode:
-            s.icr &= ALL  # the destination field has another layout now
+        if new != old:
+            s.xapic_id = None
+            if new == mode:
+                s.icr &= ALL  # the destination field has another layout now
         self._update()
         return True
 
@@ -319,7 +328,7 @@ class LocalApic:
             for i in range(8)
         }
         return {
-            Reg.ID: (lambda: self.id if self.x2apic else self.id << 24 & ALL, read_only),
+            Reg.ID: (lambda: self.id if self.x2apic else self.physical_id << 24 & ALL, self._write_id),
             Reg.VERSION: (lambda: VERSION, read_only),
             Reg.TPR: (lambda: self.state.tpr, self._write_tpr),
             Reg.APR: (lambda: self.ppr, read_only),
@@ -359,6 +368,9 @@ class LocalApic:
     def _read_vectors(self, name: str, shift: int) -> int:
         value: int = getattr(self.state, name)
         return value >> shift & ALL
+
+    def _write_id(self, value: int) -> None:
+        self.state.xapic_id = value >> 24
 
     def _write_tpr(self, value: int) -> None:
         self.state.tpr = value & 0xFF
@@ -422,8 +434,8 @@ class LocalApic:
 
         A processor that is not the boot processor then waits for a start-up IPI.
         """
-        lint = self.state.lint
-        self.state = LocalApicState(base=base, lint=lint, waiting_for_sipi=not base & BASE_BSP)
+        s = self.state
+        self.state = LocalApicState(base=base, xapic_id=s.xapic_id, lint=s.lint, waiting_for_sipi=not base & BASE_BSP)
         self.timer.state = self.state
         self.timer.schedule()
         self._update()

@@ -110,6 +110,8 @@ class LocalApicState:
     """Registers. The 256-bit ones are one integer each, bit n for vector n; PPR and the INTR pin follow from them."""
 
     base: int = DEFAULT_BASE | BASE_ENABLE
+    xapic_id: int | None = None
+    """What the guest wrote to the id register in xAPIC mode; None: nothing, it shows the initial id."""
     tpr: int = 0
     irr: int = 0
     isr: int = 0

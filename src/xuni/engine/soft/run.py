@@ -68,7 +68,7 @@ def inject(cpu: SoftCpu) -> None:
 def deliver_nmi(cpu: SoftCpu) -> None:
     """Vector 2; NMIs stay blocked until IRET."""
     s = cpu.s
-    s.nmi_pending = 0
+    s.nmi_taken = s.nmi_taken + 1
     s.nmi_blocked = 1
     s.halted = 0
     deliver(cpu, u64(int(Vector.NMI)), u64(int(Source.EXTERNAL)), u64(0), u64(0))
@@ -197,7 +197,7 @@ def events(cpu: SoftCpu) -> U64:
     if unlikely(s.pending_debug != 0) & (s.replay_count == 0) & (s.interrupt_shadow != STACK_SHADOW):
         return delivered(cpu, cpu.attempt(deliver_debug))
     if s.interrupt_shadow == 0:
-        if (s.nmi_pending != 0) & (s.nmi_blocked == 0) & (s.replay_count == 0):
+        if (s.nmi_sent != s.nmi_taken) & (s.nmi_blocked == 0) & (s.replay_count == 0):
             return delivered(cpu, cpu.attempt(deliver_nmi))
         if (s.intr != 0) & ((s.eflags & Eflags.IF) != 0) & (s.replay_count == 0):
             s.exit_kind = int(ExitKind.INTERRUPT_WINDOW)

@@ -76,7 +76,7 @@ def save(vcpu: BaseVcpu) -> VcpuState:
         debug=(int(s.dr[0]), int(s.dr[1]), int(s.dr[2]), int(s.dr[3])), dr6=int(s.dr[6]), dr7=int(s.dr[7]),
         xcr0=int(s.xcr0), fxsave=_fxsave(vcpu), pkru=int(s.pkru), msrs=msrs,
         interrupt_shadow={0: 0, 1: SHADOW_STI, 2: SHADOW_STACK}[int(s.interrupt_shadow)],
-        nmi_pending=bool(int(s.nmi_pending)), nmi_blocked=bool(int(s.nmi_blocked)), halted=bool(int(s.halted)),
+        nmi_pending=int(s.nmi_sent) != int(s.nmi_taken), nmi_blocked=bool(int(s.nmi_blocked)), halted=bool(int(s.halted)),
         pending_interrupt=inject - 1 if inject else None,
     )  # fmt: skip
 
@@ -121,7 +121,8 @@ def load(vcpu: BaseVcpu, state: VcpuState) -> None:
         else:
             s.mtrr_variable[index - Msr.MTRR_PHYSBASE0] = value
     s.interrupt_shadow = {0: 0, SHADOW_STI: 1, SHADOW_STACK: 2}[state.interrupt_shadow]
-    s.nmi_pending, s.nmi_blocked, s.halted = int(state.nmi_pending), int(state.nmi_blocked), int(state.halted)
+    s.nmi_sent, s.nmi_taken = int(state.nmi_pending), 0
+    s.nmi_blocked, s.halted = int(state.nmi_blocked), int(state.halted)
     s.inject = 0 if state.pending_interrupt is None else state.pending_interrupt + 1
     s.passed = 0
     s.pending_debug = s.replay_count = s.delivering = s.exit_kind = 0

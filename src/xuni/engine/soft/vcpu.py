@@ -355,7 +355,10 @@ class BaseVcpu:
         self.q[_INTR] = level
 
     def nmi(self) -> None:
-        self.q[_NMI] = 1
+        # As if it had been seen at once: one is being delivered while another is latched. What comes then is lost.
+        q = self.q
+        if q[_NMI_SENT] - q[_NMI_TAKEN] < (1 if q[_NMI_BLOCKED] else 2):
+            q[_NMI_SENT] += 1
 
     def init(self) -> None:
         # What INIT leaves alone (x87, SSE, most MSRs) stays; the rest is as after reset (SDM vol. 3, table 10-1).
@@ -363,7 +366,8 @@ class BaseVcpu:
         self.start(at_reset(self.config.identity.signature))
         s.cr2 = 0
         s.dr[6], s.dr[7] = 0xFFFF0FF0, 0x400
-        for name in ("halted", "nmi_pending", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject",
+        s.nmi_taken = s.nmi_sent
+        for name in ("halted", "nmi_blocked", "interrupt_shadow", "pending_debug", "inject",
                      "delivering", "replay_count", "exit_kind"):
             setattr(s, name, 0)
         self._flush()
@@ -414,4 +418,5 @@ def _at(name: str) -> int:
 
 _EXIT_KIND, _EXIT_ADDRESS, _EXIT_DATA, _EXIT_SIZE = map(_at, ("exit_kind", "exit_address", "exit_data", "exit_size"))
 _REPLAY_COUNT, _REPLAY_DATA, _INJECT = map(_at, ("replay_count", "replay_data", "inject"))
-_DEADLINE, _INTR, _NMI, _KICK = map(_at, ("deadline", "intr", "nmi_pending", "kick"))
+_DEADLINE, _INTR, _KICK = map(_at, ("deadline", "intr", "kick"))
+_NMI_SENT, _NMI_TAKEN, _NMI_BLOCKED = map(_at, ("nmi_sent", "nmi_taken", "nmi_blocked"))

@@ -215,7 +215,8 @@ class State(Struct):
     misc_msr = Array(64, 15)  # owned by msr.py
     # -- interruptibility ---------------------------------------------------------------------------------------------
     interrupt_shadow = Field(64)  # 1: after STI or MOV SS, until the next instruction ends
-    nmi_pending = Field(64)
+    nmi_sent = Field(64)  # NMIs that arrived: written by the sender alone,
+    nmi_taken = Field(64)  # and those that were delivered: by the engine alone. The difference is pending
     nmi_blocked = Field(64)
     halted = Field(64)
     pending_debug = Field(64)  # DR6 bits of a trap that is due after this instruction
