@@ -444,7 +444,7 @@ def test_a_reset_brings_a_crashed_machine_back(pc):
         run.control.resume()
         until(lambda: run.control.state is RunState.INTERNAL_ERROR)
         run.control.reset()
-        assert run.control.state is RunState.PAUSED and run.control.ended is None
+        assert run.control.state is RunState.PRELAUNCH and run.control.ended is None
         run.control.resume()
         assert run.control.state is RunState.RUNNING
 

@@ -232,13 +232,14 @@ class Controller:
 
     def _restart(self) -> None:
         self._reset = False
+        self._changed.notify_all()
         if self.machine.reboot is None and self.machine.reload is None:
             self._end = Reset()
             return
         self._reports.clear()
         self.ended = None
-        if self.state in NEED_RESET:
-            self.state = self._hold = RunState.PAUSED
+        if self.state is not RunState.RUNNING:
+            self.state = self._hold = RunState.PRELAUNCH
         self.machine.restart()
 
     def _restarted(self) -> None:
