@@ -1,148 +1,371 @@
-"""The groups of a container on this host: directories of v1, v2 and hybrid hierarchies."""
+"""The groups of a container on this host: one directory in each hierarchy. What a limit needs decides which one is used."""
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 
-from xuni.container.cgroup import Hierarchy
+from xuni.container.cgroup import Hierarchy, hierarchy
+from xuni.container.cgroup.files import read, read_or, write
+from xuni.container.record import SpecError
+from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Iterator, Mapping
+    from typing import Any, Final
 
+    from xuni.container.cgroup.hierarchy import Mounted
     from xuni.container.spec import Resources
 
-ROOT = "/sys/fs/cgroup"
+PATIENCE: Final = 2.0  # seconds, for freezing and for processes that are about to be gone
+DEEPEST: Final = 64  # levels of sub-groups that we look into; the kernel itself stops somewhere, a container might not
+KILL: Final = 9
 
 
 class HostGroup:
-    def __init__(self, paths: Mapping[str, str]) -> None:
+    """See `xuni.container.cgroup.Group`."""
+
+    def __init__(self, paths: Mapping[str, str], mounted: tuple[Mounted, ...] | None = None) -> None:
         self.paths = paths
+        self._mounted = mounted
+        self._new: set[str] = set()  # made by us, so nothing lives there
+
+    # ---- where
 
     def hierarchies(self) -> tuple[Hierarchy, ...]:
-        found = []
-        for key, directory in self.paths.items():
-            name = directory[len(ROOT) + 1 :].partition("/")[0]
-            found.append(Hierarchy(name, key == "", "" if key == "" else "none," + key if key.startswith("name=") else key,
-                                   directory))  # fmt: skip
-        return tuple(found)
+        return tuple([Hierarchy(each.name, each.v2, each.data, self.paths[each.keys[0]]) for each in self._mounts()
+                      if each.keys[0] in self.paths])  # fmt: skip
+
+    def _mounts(self) -> tuple[Mounted, ...]:
+        if self._mounted is None:
+            self._mounted = hierarchy.mounted()
+        return self._mounted
+
+    def _top(self, key: str) -> str:
+        """The mount point that a directory of ours is below."""
+        for each in self._mounts():
+            if key in each.keys and self.paths[key].startswith(each.point + "/"):
+                return each.point
+        raise OSError(errno.ENOENT, "the hierarchy is not mounted here any more", self.paths[key])
+
+    @property
+    def _directories(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self.paths.values()))  # cpu and cpuacct may be one
+
+    @property
+    def _unified(self) -> str:
+        return self.paths.get("", "")
+
+    def _place(self, controller: str, asked: str) -> tuple[str, bool]:
+        """The directory that has the controller, and whether it is v2's. Raises SpecError that says why there is none."""
+        directory = self.paths.get(controller)
+        if directory is not None:
+            return directory, False
+        if self._unified:
+            if controller in read(self._unified, "cgroup.controllers").split():
+                return self._unified, True
+            from xuni.container.cgroup.v2 import missing
+
+            why = missing(controller, self._unified, self._top(""))
+        elif any(controller in each.keys for each in self._mounts()):
+            why = "its hierarchy is not ours to write (cgroup v1 cannot be delegated; rootless containers have limits on v2 only)"
+        else:
+            why = "no hierarchy with it is mounted, or this kernel has none"
+        raise SpecError(f"linux.resources.{asked}: the {controller} controller is not available to this container: {why}")
+
+    # ---- life
 
     def create(self) -> None:
-        for directory in self.paths.values():
-            os.makedirs(directory, exist_ok=True)
-            if "/cpuset/" in directory:
-                parts = directory.split("/")
-                for end in range(5, len(parts) + 1):
-                    here = "/".join(parts[:end])
-                    for file in ("cpuset.cpus", "cpuset.mems"):
-                        with open(f"{here}/{file}") as stream:
-                            if stream.read().strip():
-                                continue
-                        with open(f"{os.path.dirname(here)}/{file}") as stream:
-                            value = stream.read()
-                        with open(f"{here}/{file}", "w") as stream:
-                            stream.write(value)
+        for key, directory in self.paths.items():
+            if key == "":
+                from xuni.container.cgroup import v2
+
+                here = os.path.isdir(directory)
+                v2.make(directory, self._top(""))
+                if not here:
+                    self._new.add(directory)
+            elif directory not in self._new and _make(directory):
+                self._new.add(directory)
+            if key == "cpuset":
+                from xuni.container.cgroup.v1 import cpuset_from_parents
+
+                cpuset_from_parents(directory, self._top(key))
 
     def populated(self) -> bool:
-        return bool(self.processes())
+        return any(_has_process(each) for each in self._directories if each not in self._new)
 
     def join(self, pid: int) -> None:
-        for directory in self.paths.values():
-            descriptor = os.open(f"{directory}/cgroup.procs", os.O_WRONLY)
-            try:
-                os.write(descriptor, str(pid).encode())
-            finally:
-                os.close(descriptor)
+        for directory in self._directories:
+            self._enter(directory, pid)
 
     def join_sub(self, pid: int, sub: Mapping[str, str]) -> None:
-        self.join(pid)
+        """`sub`: controllers, or "" for all, to paths below the group. Raises SpecError for unknown ones, OSError."""
+        for key in sub:
+            if key and key not in self.paths:
+                raise SpecError(f"--cgroup: unknown controller {key!r}; this container has {', '.join(filter(None, self.paths))}")
+        chosen: dict[str, str] = {}
+        for key, directory in self.paths.items():
+            inside = os.path.normpath("/" + sub.get(key, sub.get("", ""))).strip("/")
+            chosen[directory] = f"{directory}/{inside}" if inside else chosen.get(directory, directory)
+        for directory in chosen.values():
+            _join(directory, pid)
 
-    def apply(self, resources: Resources) -> None:
-        return
+    def _enter(self, directory: str, pid: int) -> None:
+        try:
+            _join(directory, pid)
+        except OSError as error:
+            # v2: the container has made sub-groups and handed controllers to them, so it cannot hold processes any more.
+            # Its first process has moved into one of them, and who comes later belongs there, too.
+            if directory != self._unified or error.errno not in (errno.EBUSY, errno.EOPNOTSUPP):
+                raise
+            first = self._of_first_process()
+            if not first or first == directory:
+                raise
+            _join(first, pid)
+
+    def _of_first_process(self) -> str:
+        from xuni.container.state import process
+
+        found = [(process(pid)[1], here) for here in _walk(self._unified) for pid in _processes(here)]
+        return min(found)[1] if found else ""
 
     def clone_target(self) -> int:
-        return -1
+        if list(self.paths) != [""]:
+            return -1
+        return os.open(self._unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def delete(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for directory in reversed(self._directories):
+            for here in reversed(list(_walk(directory))):
+                _remove(here, deadline)
+
+    # ---- limits
+
+    def apply(self, resources: Resources) -> None:
+        cpu, memory, io = resources.cpu, resources.memory, resources.blockIO
+        if cpu is not None:
+            if cpu.cpus or cpu.mems:
+                where, _ = self._place("cpuset", "cpu.cpus")
+                from xuni.container.cgroup.v1 import cpuset
+
+                cpuset(where, cpu)
+            if _asks(cpu, "cpus", "mems"):
+                where, unified = self._place("cpu", "cpu")
+                (_v2() if unified else _v1()).cpu(where, cpu)
+        if memory is not None and _asks(memory, "useHierarchy", "checkBeforeUpdate", "kernel", "kernelTCP"):
+            where, unified = self._place("memory", "memory")
+            (_v2() if unified else _v1()).memory(where, memory)
+        if resources.pids is not None and resources.pids.limit is not None:
+            where, _ = self._place("pids", "pids")
+            _v1().pids(where, resources.pids.limit)
+        if io is not None and _asks(io):
+            if "blkio" in self.paths:
+                _v1().blkio(self.paths["blkio"], io)
+            else:
+                _v2().io(self._place("io", "blockIO")[0], io)
+        if resources.hugepageLimits:
+            where, unified = self._place("hugetlb", "hugepageLimits")
+            (_v2() if unified else _v1()).hugetlb(where, resources.hugepageLimits)
+        if resources.rdma:
+            _v1().rdma(self._place("rdma", "rdma")[0], resources.rdma)
+        if resources.network is not None:
+            if resources.network.classID is not None:
+                _v1().network_class(self._only_v1("net_cls", "network.classID"), resources.network)
+            if resources.network.priorities:
+                _v1().network_priorities(self._only_v1("net_prio", "network.priorities"), resources.network)
+        if resources.devices:
+            self._devices(resources)
+        if resources.unified:
+            if not self._unified:
+                raise SpecError("linux.resources.unified: cannot use unified on cgroup v1: no v2 hierarchy is mounted here")
+            _v2().unified(self._unified, resources.unified, self._top(""))
+
+    def _devices(self, resources: Resources) -> None:
+        """Without rights over devices there is nothing to restrict either: such a container can make no node."""
+        from xuni.container.cgroup import devices
+
+        try:
+            if "devices" in self.paths:
+                devices.apply_v1(self.paths["devices"], resources.devices)
+            elif self._unified:
+                devices.apply_v2(self._unified, resources.devices)
+            elif os.geteuid() == 0:
+                self._place("devices", "devices")
+        except OSError as error:
+            if error.errno != errno.EPERM or (os.geteuid() == 0 and not _in_user_namespace()):
+                raise
+
+    def _only_v1(self, controller: str, asked: str) -> str:
+        if controller not in self.paths:
+            raise SpecError(f"linux.resources.{asked}: only a v1 hierarchy with {controller} has it, and none is mounted here")
+        return self.paths[controller]
+
+    # ---- processes
 
     def processes(self) -> list[int]:
         found: set[int] = set()
-        for directory in self.paths.values():
-            for here, _, _ in os.walk(directory):
-                try:
-                    with open(f"{here}/cgroup.procs") as stream:
-                        found.update(int(each) for each in stream.read().split())
-                except OSError:
-                    pass
-            break
+        for directory in self._directories:
+            for here in _walk(directory):
+                found.update(_processes(here))
         return sorted(found)
 
     def stats(self) -> dict[str, Any]:
-        return {}
+        from xuni.container.cgroup.stats import collect
 
-    def _freezer(self) -> str:
-        return next((d for k, d in self.paths.items() if k == "freezer"), "")
+        return collect(self.paths)
 
     def freeze(self) -> None:
-        with open(f"{self._freezer()}/freezer.state", "w") as stream:
-            stream.write("FROZEN")
+        if "freezer" in self.paths:
+            from xuni.container.cgroup.freezer import freeze_v1
+
+            freeze_v1(self.paths["freezer"], PATIENCE)
+        elif self._unified:
+            from xuni.container.cgroup.freezer import freeze_v2
+
+            freeze_v2(self._unified, PATIENCE)
+        else:
+            raise SpecError("there is no freezer for this container: no hierarchy with it is mounted, or it is not ours")
 
     def thaw(self) -> None:
-        with open(f"{self._freezer()}/freezer.state", "w") as stream:
-            stream.write("THAWED")
+        if "freezer" in self.paths:
+            write(self.paths["freezer"], "freezer.state", "THAWED")
+        elif self._unified:
+            write(self._unified, "cgroup.freeze", "0")
 
     def frozen(self) -> bool:
-        try:
-            with open(f"{self._freezer()}/freezer.state") as stream:
-                return stream.read().strip() != "THAWED"
-        except OSError:
-            return False
+        """Whether it was frozen itself; not whether some group above is."""
+        if "freezer" in self.paths:
+            return read_or(self.paths["freezer"], "freezer.self_freezing", "0") == "1"
+        return bool(self._unified) and read_or(self._unified, "cgroup.freeze", "0") == "1"
 
     def kill(self, signal: int) -> None:
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal)
-            except ProcessLookupError:
-                pass
-        if self.frozen():
-            self.thaw()
+        from xuni.container.cgroup.freezer import kill
 
-    def delete(self) -> None:
-        import time
+        kill(self, self._unified, signal)
 
-        deadline = time.monotonic() + 2
-        for directory in self.paths.values():
-            for here, _, _ in os.walk(directory, topdown=False):
-                while True:
-                    try:
-                        os.rmdir(here)
-                    except FileNotFoundError:
-                        pass
-                    except OSError as error:
-                        if error.errno == errno.EBUSY and time.monotonic() < deadline:
-                            time.sleep(0.002)
-                            continue
-                        raise
-                    break
+
+def _v1() -> Any:
+    from xuni.container.cgroup import v1
+
+    return v1
+
+
+def _v2() -> Any:
+    from xuni.container.cgroup import v2
+
+    return v2
+
+
+def _asks(record: Any, *but: str) -> bool:
+    """Whether any other field than `but` was given."""
+    zero_counts = ("burst", "idle", "swappiness")
+    given = [(name, getattr(record, name)) for name in record.fields if name not in but]
+    return any(value not in (None, (), "", 0) or (value == 0 and name in zero_counts) for name, value in given)
+
+
+def _make(directory: str) -> bool:
+    """mkdir -p; whether the last one is new."""
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        _make(os.path.dirname(directory))
+        return _make(directory)
+    return True
+
+
+def _join(directory: str, pid: int) -> None:
+    for left in range(5, 0, -1):
+        try:
+            write(directory, "cgroup.procs", pid)
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or left == 1:
+                raise
+            time.sleep(0.03)  # a process in the middle of its fork (TASK_NEW) can be moved a moment later
+
+
+def _walk(directory: str, depth: int = DEEPEST) -> Iterator[str]:
+    """The group and all below it, parents first. What goes away meanwhile is left out."""
+    yield directory
+    try:
+        with os.scandir(directory) as entries:
+            names = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return
+        raise
+    if names and not depth:
+        raise OSError(errno.ELOOP, f"more than {DEEPEST} levels of groups", directory)
+    for name in names:
+        yield from _walk(f"{directory}/{name}", depth - 1)
+
+
+def _processes(directory: str) -> list[int]:
+    try:
+        text = read(directory, "cgroup.procs")
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENOTDIR):
+            return []
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        text = read_or(directory, "cgroup.threads", "")  # a threaded group: threads' numbers do for signals
+    return [int(each) for each in text.split() if each != "0"]  # 0: not visible in our PID namespace
+
+
+def _has_process(directory: str) -> bool:
+    return any(bool(_processes(here)) for here in _walk(directory))
+
+
+def _remove(directory: str, deadline: float) -> None:
+    pause = 0.001
+    while True:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise CallError(error.errno or 0, "rmdir", (directory,)) from None
+            time.sleep(pause)  # killed processes stay in their group until they are gone entirely
+            pause = min(pause * 2, 0.05)
+            continue
+        return
+
+
+def _in_user_namespace() -> bool:
+    with open("/proc/self/uid_map") as stream:
+        return stream.read().split() != ["0", "0", "4294967295"]
 
 
 def place(cgroups_path: str, container: str, *, rootless: bool) -> HostGroup:
-    own: dict[str, str] = {}
-    with open("/proc/self/cgroup") as stream:
-        for line in stream:
-            _, key, path = line.rstrip("\n").split(":", 2)
-            own[key] = path
+    own = hierarchy.groups_of()
+    mounts = hierarchy.mounted()
+    inside = os.path.normpath("/" + (cgroups_path or container)).strip("/")  # `..` leads nowhere
+    if not inside:
+        raise SpecError(f"linux.cgroupsPath: {cgroups_path!r} is the root group, which cannot be a container's")
     paths: dict[str, str] = {}
-    for key, path in own.items():
-        name = key.removeprefix("name=") if key else ("unified" if os.path.isdir(ROOT + "/unified") else "")
-        top = f"{ROOT}/{name}".rstrip("/")
-        if not os.path.isdir(top):
+    for each in mounts:
+        group = own.get(each.keys[0])
+        if group is None:
             continue
         if cgroups_path.startswith("/"):
-            paths[key] = top + os.path.normpath(cgroups_path)
+            base = each.point
         else:
-            paths[key] = os.path.normpath(f"{top}/{path}/{cgroups_path or container}")
-    return HostGroup(paths)
+            # On v2 our own group has a process, us, and could hand no controller down: the new one stands beside it.
+            base = each.directory(os.path.dirname(group) if each.v2 else group) or each.point
+        directory = f"{base.rstrip('/')}/{inside}"
+        if rootless and not hierarchy.writable(directory):
+            continue
+        for key in each.keys:
+            paths[key] = directory
+    return HostGroup(paths, mounts)
 
 
 def reopen(paths: Mapping[str, str]) -> HostGroup:
