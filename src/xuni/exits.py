@@ -263,3 +263,24 @@ class OwnTsc(Protocol):
     def tsc_time(self, tsc: int) -> int:
         """The guest clock at which the time-stamp counter reaches `tsc`."""
         ...
+
+
+class PortServer(Protocol):
+    """Serves port accesses where they happen."""
+
+    def read(self, port: int, size: int) -> int:
+        """IN: the answer to a `PortIn`."""
+        ...
+
+    def write(self, port: int, size: int, data: int) -> None:
+        """OUT: what a `PortOut` asks for."""
+        ...
+
+
+@runtime_checkable
+class ServesPorts(Protocol):
+    """A virtual CPU that need not end `run` for a port access, if it is told who serves them."""
+
+    def serve_ports(self, server: PortServer | None) -> None:
+        """From now on hand port accesses to `server` instead of ending `run`; None: end it again."""
+        ...

@@ -22,11 +22,13 @@ from xuni.exits import (
     PortIn,
     PortOut,
     Refuse,
+    ServesPorts,
     Shutdown,
     Sliced,
     TprRead,
     TprWrite,
 )
+from xuni.machine.direct import DirectPorts
 from xuni.machine.processor import RESUME, Processor
 from xuni.machine.stopped import STANDSTILL, DebugStop, EngineFailed, Halted, Stopped, TripleFault
 from xuni.trace import Probe
@@ -52,6 +54,8 @@ def run(processor: Processor, machine: Machine) -> Stopped:
     ports, mmio, timers, lock, now = bus.ports, bus.mmio, bus.timers, bus.lock, bus.timers.now
     processor.thread_id = get_native_id()
     event: Exit | None = None
+    if isinstance(vcpu, ServesPorts):
+        vcpu.serve_ports(DirectPorts(processor, machine, vcpu_exit, vcpu_reply))
     while True:
         if processor.ordered or apic.state.waiting_for_sipi:
             with lock:

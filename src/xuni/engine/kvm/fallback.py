@@ -103,7 +103,8 @@ class Fallback:
         from xuni.isa.x86.models import IMPLEMENTED
 
         vcpu = self._vcpu
-        config = SoftConfig(vcpu.features & IMPLEMENTED | {"base", "hypercall"}, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits,
+        features = vcpu.features & IMPLEMENTED | {"base", "hypercall"}
+        config = SoftConfig(features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits,
                             vcpu.config.identity, vcpu.config.topology)  # fmt: skip
         base = vcpu.machine.clock_base
         soft: BaseVcpu

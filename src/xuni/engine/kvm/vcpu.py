@@ -4,17 +4,18 @@ Interrupt controllers and timers are the board's chips, outside the kernel: KVM 
 takes interrupts through KVM_INTERRUPT. What other threads want (INTR, NMI, INIT, a deadline) is noted, and the alarm
 calls this thread back; only this thread issues requests, since KVM would have the others wait for the guest.
 
-`run` is the hot path: an exit for a port costs a few dictionary and memory accesses here beside the system call.
+`run` is the hot path: a port access costs a few memory accesses here beside the system call and the device's own work.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fcntl import ioctl
 from threading import get_ident
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from xuni.engine.kvm import cpuid, saved
@@ -36,6 +37,7 @@ from xuni.exits import (
     MsrWrite,
     PortIn,
     PortOut,
+    PortServer,
     Refuse,
     Reply,
     Shutdown,
@@ -45,7 +47,7 @@ from xuni.exits import (
 )
 from xuni.host.alarm import NEVER, Alarm
 from xuni.host.kvm import reasons
-from xuni.host.kvm.ioctls import RUN
+from xuni.host.kvm.entry import FAILED, Entry, port_access
 from xuni.host.kvm.reasons import ExitReason
 from xuni.isa.x86.cpuid import OURS, Identity, Topology
 from xuni.isa.x86.cpustate import CpuState, VcpuState, at_reset, real_mode
@@ -66,11 +68,9 @@ APIC_RESET: Final = 0xFEE0_0800
 APIC_BSP: Final = 0x100
 MTRR_DEF_TYPE, MTRR_RESET = 0x2FF, 0xC06
 PAGE: Final = 4096
-CACHED: Final = 4096  # port exits that are kept for use again
 PIECES: Final = 1 << 16  # unfinished requests that a processor may have: none has
 
-_RUN: Final = RUN.request
-_IO: Final = int(ExitReason.IO)
+KNOWN: Final = 4096  # OUTs whose parts are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,11 @@ class KvmVcpu:
         kvm.set_cpuid(cpuid.entries(chosen, config, self.physical_bits, self.tsc_khz))
         self.features = cpuid.visible(chosen, kvm.cpuid())
         self.msr_indexes = saved.msr_indexes(self.features)
-        self._fd = kvm.fd
+        self._entry = Entry(kvm)
+        self._known: dict[int, tuple[int, int, int]] = {}
         self._u8 = kvm.bytes
         self._u32 = kvm.bytes.cast("I")
         self._u64 = kvm.bytes.cast("Q")
-        self.tpr = 0
-        """CR8 as the board's local APIC knows it."""
         self.apic_base = APIC_RESET | (APIC_BSP if config.apic_id == 0 else 0)
         self.halted = False
         self.nmi_requested = False
@@ -119,13 +118,21 @@ class KvmVcpu:
         self._thread = 0
         self._open: Callable[[Reply], object] | None = None  # what takes the answer to the last exit
         self._held: list[tuple[Exit, Callable[[Reply], object] | None]] = []  # exits that come before the guest goes on
-        self._outs: dict[int, PortOut] = {}
-        self._ins: dict[int, PortIn] = {}
+        self._server: PortServer | None = None
         self.fallback = Fallback(self)
         self.debugger = Debugger(self)
         self.watchdog = Watchdog(self)
         saved.put_msrs(self, {APIC_BASE: self.apic_base, MTRR_DEF_TYPE: MTRR_RESET})
         machine.synchronize_tsc(self)
+
+    @property
+    def tpr(self) -> int:
+        """CR8 as the board's local APIC knows it."""
+        return self._entry.cr8
+
+    @tpr.setter
+    def tpr(self, value: int) -> None:
+        self._entry.cr8 = value
 
     @property
     def memory(self) -> GuestMemory:
@@ -136,19 +143,42 @@ class KvmVcpu:
         if self._open is not None:
             answer, self._open = self._open, None
             answer(reply)
-        if self._attention or get_ident() != self._thread:
-            event = self._attend()
-            if event is not None:
-                return event
-        try:
-            ioctl(self._fd, _RUN, 0)
-        except OSError as error:
-            return self._interrupted(error)
-        if self._u64[CR8] != self.tpr:
-            return self._tpr_moved(self._decode())
-        if self._u32[REASON] == _IO:
-            return self._port()
-        return self._decode()
+        server, enter, known = self._server, self._entry.call, self._known
+        write = server.write if server else None
+        while True:
+            if self._attention:
+                event = self._attend()
+                if event is not None:
+                    return event
+            left = enter()
+            out = known.get(left)
+            if out is None:
+                if left == 0:
+                    return self.decode()
+                if left >= FAILED:
+                    return self._interrupted((1 << 64) - left)
+                if server is None:
+                    return self._port()
+                self._serve(server, left)
+            else:
+                assert write is not None  # what is known was served
+                write(*out)
+
+    def serve_ports(self, server: PortServer | None) -> None:
+        """Hand port accesses to `server` instead of ending `run`."""
+        self._server = server
+        self._known.clear()
+
+    def _serve(self, server: PortServer, left: int) -> None:
+        """A port access that is not known by its number yet."""
+        out, port, size, data = port_access(left)
+        if out:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[left] = port, size, data
+            server.write(port, size, data)
+        else:
+            self._put(self._u64[IO_DATA], size, server.read(port, size))
 
     def set_deadline(self, nanoseconds: int) -> None:
         self._deadline = nanoseconds
@@ -174,8 +204,7 @@ class KvmVcpu:
         self._call_back()
 
     def kick(self) -> None:
-        self._kicked = True
-        self._attention = True
+        self._kicked = self._attention = True
         if self._alarm:
             self._alarm.ring()
 
@@ -206,7 +235,7 @@ class KvmVcpu:
         self._attention = True
 
     def now(self) -> int:
-        return self.machine.now()
+        return monotonic_ns() - self.machine.clock_base
 
     def set_now(self, nanoseconds: int) -> None:
         self.machine.set_now(nanoseconds)
@@ -221,7 +250,7 @@ class KvmVcpu:
     # -- before the guest goes on --------------------------------------------------------------------------------------
     def _attend(self) -> Exit | None:
         """Whatever others asked for; an exit if the guest does not go on yet."""
-        self._attention = False
+        self._attention = self._kicked
         if get_ident() != self._thread:
             self._bind()
         if self._init or self._startup is not None:
@@ -293,10 +322,10 @@ class KvmVcpu:
         return deadline if deadline >= NEVER else self.machine.clock_base + deadline
 
     # -- exits -----------------------------------------------------------------------------------------------------------
-    def _interrupted(self, error: OSError) -> Exit:
+    def _interrupted(self, number: int) -> Exit:
         """KVM_RUN ended by a signal, or failed."""
-        if error.errno not in (errno.EINTR, errno.EAGAIN):
-            return EngineFailure(f"KVM_RUN: {error.strerror} (RIP {self.kvm.regs().rip:#x})")
+        if number not in (errno.EINTR, errno.EAGAIN):
+            return EngineFailure(f"KVM_RUN: {os.strerror(number)} (RIP {self.kvm.regs().rip:#x})")
         event = self._sliced()
         if self._u64[CR8] != self.tpr:
             event = self._tpr_moved(event)
@@ -304,6 +333,7 @@ class KvmVcpu:
 
     def _sliced(self) -> Exit:
         self._kicked = False
+        self._attention = True  # another thread may call next, and has to be known
         assert self._alarm is not None
         self._alarm.silence()
         return Sliced()
@@ -362,25 +392,11 @@ class KvmVcpu:
         kind, count = self._u32[IO_KIND], self._u32[IO_COUNT]
         if count != 1:
             return self._string(kind, count)
-        size = kind >> 8 & 0xFF
+        port, size, at = kind >> 16, kind >> 8 & 0xFF, self._u64[IO_DATA]
         if kind & 1:
-            at = self._u64[IO_DATA]
-            data = self._u8[at] if size == 1 else int.from_bytes(self._u8[at : at + size], "little")
-            key = kind >> 8 | data << 24
-            out = self._outs.get(key)
-            if out is None:
-                if len(self._outs) >= CACHED:
-                    self._outs.clear()
-                out = self._outs[key] = PortOut(kind >> 16, size, data)
-            return out
-        self._open = self._answer_port
-        key = kind >> 8
-        found = self._ins.get(key)
-        if found is None:
-            if len(self._ins) >= CACHED:
-                self._ins.clear()
-            found = self._ins[key] = PortIn(kind >> 16, size)
-        return found
+            return PortOut(port, size, int.from_bytes(self._u8[at : at + size], "little"))
+        self._open = self._answer_data(at, size)
+        return PortIn(port, size)
 
     def _string(self, kind: int, count: int) -> Exit:
         """REP INS and REP OUTS: KVM hands over several accesses at once."""
@@ -390,25 +406,21 @@ class KvmVcpu:
                 self.hold(PortOut(port, size, int.from_bytes(self._u8[at + n * size : at + (n + 1) * size], "little")))
         else:
             for n in reversed(range(count)):
-                self._open = self._answer_part(at + n * size, size)
+                self._open = self._answer_data(at + n * size, size)
                 self.hold(PortIn(port, size))
         event, self._open = self._held.pop()
         return event
 
-    def _answer_part(self, at: int, size: int) -> Callable[[Reply], object]:
+    def _answer_data(self, at: int, size: int) -> Callable[[Reply], object]:
         def answer(reply: Reply) -> None:
             assert isinstance(reply, Data)
-            self._u8[at : at + size] = (reply.value & (1 << 8 * size) - 1).to_bytes(size, "little")
+            self._put(at, size, reply.value)
 
         return answer
 
-    def _answer_port(self, reply: Reply) -> None:
-        assert isinstance(reply, Data)
-        at, size = self._u64[IO_DATA], self._u32[IO_KIND] >> 8 & 0xFF
-        if size == 1:
-            self._u8[at] = reply.value & 0xFF
-        else:
-            self._u8[at : at + size] = (reply.value & (1 << 8 * size) - 1).to_bytes(size, "little")
+    def _put(self, at: int, size: int, value: int) -> None:
+        """The data of an IN."""
+        self._u8[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
 
     def _answer_mmio(self, reply: Reply) -> None:
         assert isinstance(reply, Data)
