@@ -143,15 +143,22 @@ class OpenRoot(Step):
 
 
 class AttachRoot(Step):
-    """Put the root's tree over our own `/`, where pivot_root finds it; from now on `run.root` is the container's `/`."""
+    """Put the root's tree where it came from, in our mount namespace, so that createContainer hooks find the mounts in it;
+    from now on `run.root` is the container's `/`. Where a user namespace may not go there, over our own `/`."""
 
+    path: str
     propagation: str = "rprivate"
 
     def apply(self, run: Run) -> None:
         tree = run.root = run.files.pop("root")
         flag, recursive = PROPAGATIONS[self.propagation]
         run.kernel.mount_setattr(tree, propagation=flag, recursive=recursive)
-        place = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
+        try:
+            place = run.kernel.open(self.path, os.O_PATH | os.O_DIRECTORY)
+        except CallError as error:
+            if error.errno != errno.EACCES:
+                raise
+            place = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
         run.kernel.move_mount(tree, place)
         os.close(place)
 

@@ -138,7 +138,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         build.append(mnt.Propagation("rslave" if linux.rootfsPropagation != "private" else "rprivate"))
     if not by_runtime:
         build += opening
-    build.append(mnt.AttachRoot("rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
+    build.append(mnt.AttachRoot(root, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
     build += filling
     build += _devices(spec, linux, userns)
 
@@ -196,15 +196,15 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
     if not any(each.startswith("HOME=") for each in environment):
         become.append(proc.FindHome(process.user.uid))
     seccomp: list[Step] = []
+    keep = 0
     if linux.seccomp is not None:
         from xuni.container.seccomp import LoadSeccomp
 
         seccomp.append(LoadSeccomp(linux.seccomp.flags, bool(linux.seccomp.listenerPath)))
     if process.noNewPrivileges:
         become.append(proc.NoNewPrivileges())
-    else:
-        become += seccomp  # it takes CAP_SYS_ADMIN, which the next steps may drop
-        seccomp = []
+    elif linux.seccomp is not None:
+        keep = proc.mask(("CAP_SYS_ADMIN",))  # which the filter takes
     caps = process.capabilities
     if caps is not None:
         become.append(proc.BoundCapabilities(proc.mask(caps.bounding)))
@@ -212,14 +212,16 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
     become.append(proc.BecomeUser(user.uid, user.gid, user.additionalGids, user.umask))
     if caps is not None:
         become.append(proc.SetCapabilities(proc.mask(caps.permitted), proc.mask(caps.effective), proc.mask(caps.inheritable),
-                                           proc.mask(caps.ambient)))  # fmt: skip
+                                           proc.mask(caps.ambient), keep))  # fmt: skip
     become.append(proc.ChangeDirectory(process.cwd))
     become.append(proc.FindProgram(process.args))
-    begin: list[Step] = []
+    begin: list[Step] = [proc.RestoreSignals()]
     if linux.seccomp is not None and linux.seccomp.listenerPath:
         become += seccomp  # while the runtime that knows the listener is there
     else:
         begin += seccomp
+    if keep and caps is not None:
+        begin.append(proc.FinishCapabilities())
     begin.append(proc.Execute(process.args))
     return become, begin
 

@@ -131,6 +131,7 @@ class SetCapabilities(Step):
     effective: int
     inheritable: int
     ambient: int = 0
+    keep: int = 0  # held on to until FinishCapabilities
 
     def apply(self, run: Run) -> None:
         kernel = run.kernel
@@ -146,7 +147,8 @@ class SetCapabilities(Step):
             for number, name in enumerate(CAPABILITIES):
                 if lost >> number & 1:
                     run.warn(reason.format(name))
-        kernel.capset(self.effective & permitted, permitted, inheritable)
+        kernel.capset(self.effective & permitted | self.keep & ours, permitted | self.keep & ours, inheritable)
+        run.capabilities = self.effective & permitted, permitted, inheritable
         kernel.prctl(k.PR_CAP_AMBIENT, k.PR_CAP_AMBIENT_CLEAR_ALL)
         for number in range(64):
             if ambient >> number & 1:
@@ -215,38 +217,13 @@ class Environment(Step):
 
 
 class Execute(Step):
-    """Become the process. Looks `args[0]` up in PATH unless it has a slash."""
+    """Become the process."""
 
     args: tuple[str, ...]
 
-    def find(self, run: Run) -> str:
-        """The file to execute. Raises OSError as execvp(3) would."""
-        name = self.args[0]
-        if "/" in name:
-            if not os.path.isfile(name):
-                raise OSError(errno.ENOENT if not os.path.lexists(name) else errno.EACCES, f"exec {name}")
-            if not os.access(name, os.X_OK):
-                raise OSError(errno.EACCES, f"exec {name}")
-            return name
-        path = next((each[5:] for each in run.environment if each.startswith("PATH=")), "/bin:/usr/bin")
-        denied = False
-        for directory in path.split(":"):
-            candidate = f"{directory or '.'}/{name}"
-            if os.path.isfile(candidate):
-                if os.access(candidate, os.X_OK):
-                    return candidate
-                denied = True
-        if denied:
-            raise OSError(errno.EACCES, f"exec {name}: Permission denied (found in PATH={path}, not executable)")
-        raise OSError(errno.ENOENT, f'exec: "{name}": executable file not found in $PATH ({path})')
-
     def apply(self, run: Run) -> None:
-        path = self.find(run)
-        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):  # the interpreter's own settings
-            _signal.signal(number, _signal.SIG_DFL)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-        run.kernel.execveat(k.AT_FDCWD, path, [each.encode() for each in self.args],
-                            [each.encode() for each in run.environment], 0)  # fmt: skip
+        # Nothing but the call itself: the filter of system calls is on by now.
+        run.kernel.execve(run.program, [each.encode() for each in self.args], [each.encode() for each in run.environment])
 
 
 class NewSession(Step):
@@ -286,12 +263,33 @@ class OwnStreams(Step):
 
 
 class FindProgram(Step):
-    """See that there is something to execute, while whoever creates the container still listens."""
+    """Find what `args[0]` names, in PATH unless it has a slash, while whoever creates the container still listens."""
 
     args: tuple[str, ...]
 
     def apply(self, run: Run) -> None:
-        Execute(self.args).find(run)
+        run.program = self.find(run)
+
+    def find(self, run: Run) -> str:
+        """The file to execute. Raises OSError as execvp(3) would."""
+        name = self.args[0]
+        if "/" in name:
+            if not os.path.isfile(name):
+                raise OSError(errno.ENOENT if not os.path.lexists(name) else errno.EACCES, f"exec {name}")
+            if not os.access(name, os.X_OK):
+                raise OSError(errno.EACCES, f"exec {name}")
+            return name
+        path = next((each[5:] for each in run.environment if each.startswith("PATH=")), "/bin:/usr/bin")
+        denied = False
+        for directory in path.split(":"):
+            candidate = f"{directory or '.'}/{name}"
+            if os.path.isfile(candidate):
+                if os.access(candidate, os.X_OK):
+                    return candidate
+                denied = True
+        if denied:
+            raise OSError(errno.EACCES, f"exec {name}: Permission denied (found in PATH={path}, not executable)")
+        raise OSError(errno.ENOENT, f'exec: "{name}": executable file not found in $PATH ({path})')
 
 
 class SetScheduler(Step):
@@ -314,6 +312,22 @@ IO_CLASSES: Final = {"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_I
 MEMORY_MODES: Final = {"MPOL_DEFAULT": 0, "MPOL_PREFERRED": 1, "MPOL_BIND": 2, "MPOL_INTERLEAVE": 3, "MPOL_LOCAL": 4,
                        "MPOL_PREFERRED_MANY": 5, "MPOL_WEIGHTED_INTERLEAVE": 6}  # fmt: skip
 MEMORY_FLAGS: Final = {"MPOL_F_NUMA_BALANCING": 1 << 13, "MPOL_F_RELATIVE_NODES": 1 << 14, "MPOL_F_STATIC_NODES": 1 << 15}
+
+
+class FinishCapabilities(Step):
+    """Let go of what SetCapabilities kept."""
+
+    def apply(self, run: Run) -> None:
+        run.kernel.capset(*run.capabilities)
+
+
+class RestoreSignals(Step):
+    """As execve(2) leaves them to a program: what the interpreter ignores is back at its default, nothing is blocked."""
+
+    def apply(self, run: Run) -> None:
+        for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 
 
 class SetAffinity(Step):

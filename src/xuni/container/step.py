@@ -48,6 +48,8 @@ class Run:
         self.traced = False
         self.log = -1
         self.log_json: bool | None = None
+        self.program = ""  # the file to execute
+        self.capabilities = 0, 0, 0  # effective, permitted, inheritable in the end
         self.environment: tuple[str, ...] = ()  # of the process
         self.hook_output: dict[int, int] = {}  # for descriptors 1 and 2 of hooks, where an annotation says so
 

@@ -45,7 +45,7 @@ class Talk:
             pass  # what the other side says last is read by expect
 
     def fail(self, error: Exception) -> None:
-        failed = error if isinstance(error, StepFailed) else StepFailed("", f"this is a bug of xuni: {error!r}")
+        failed = error if isinstance(error, StepFailed) else StepFailed("", f"this is a bug of xuni: {type(error).__name__}: {error}")
         self.tell(b"!" + failed.pack())
 
     def hand_over(self, what: str, descriptor: int) -> None:

@@ -338,7 +338,7 @@ class Linux:
     def memfd_create(self, name: str, flags: int) -> int:
         return call("memfd_create", name.encode(), flags, shown=(name, hex(flags)))
 
-    def execveat(self, at: int, path: str, arguments: Sequence[bytes], environment: Sequence[bytes], flags: int) -> None:
+    def execve(self, path: str, arguments: Sequence[bytes], environment: Sequence[bytes]) -> None:
         """Returns only by raising."""
         keep, vectors = [], []
         for strings in (arguments, environment):
@@ -346,7 +346,7 @@ class Linux:
             keep.append(memory)
             vectors.append(b"".join([address(each).to_bytes(8, "little") for each in memory]) + bytes(8))
         # SAFETY: both vectors point into `keep`, which outlives the call.
-        call("execveat", at, path.encode(), vectors[0], vectors[1], flags, shown=(at, path, list(arguments)))
+        call("execve", path.encode(), vectors[0], vectors[1], shown=(path, [each.decode(errors="replace") for each in arguments]))
 
     def _os(self, name: str, shown: tuple[object, ...], function: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """A call that Python itself has, failing as the others do."""
