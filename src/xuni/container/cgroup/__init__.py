@@ -62,7 +62,16 @@ class Group(Protocol):
         """Write the limits: every one given, in an order the kernel accepts; devices too (v1 lists, v2 BPF)."""
 
     def clone_target(self) -> int:
-        """A descriptor for CLONE_INTO_CGROUP when every controller is on v2, else -1. The caller closes it."""
+        """A descriptor of the v2 directory for CLONE_INTO_CGROUP, -1 if there is none. The caller closes it."""
+
+    def entrances(self) -> list[int]:
+        """Descriptors of v1 files into which a process with one thread writes b"0" to join: with `clone_target`, what
+        `join` does, and the caller closes them.
+
+        To move another process the kernel stops all forks of the machine until an RCU grace period is over, some 10 ms; a
+        single thread that moves itself waits for nobody (cgroup_procs_write_start). So: the runtime opens them, the new
+        process, born into `clone_target`, writes.
+        """
 
     def processes(self) -> list[int]:
         """All processes in it and below it, in the caller's PID namespace."""

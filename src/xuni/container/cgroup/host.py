@@ -132,9 +132,10 @@ class HostGroup:
         return min(found)[1] if found else ""
 
     def clone_target(self) -> int:
-        if list(self.paths) != [""]:
-            return -1
-        return os.open(self._unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(self._unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self._unified else -1
+
+    def entrances(self) -> list[int]:
+        return [os.open(f"{each}/tasks", os.O_WRONLY | os.O_CLOEXEC) for each in self._directories if each != self._unified]
 
     def delete(self) -> None:
         deadline = time.monotonic() + PATIENCE

@@ -1,0 +1,183 @@
+"""What limits do, observed from outside: the same functions run on this host and inside a guest with cgroup v2.
+
+Nothing but the standard library and xuni.container.cgroup: the guest has no more. Each takes a group that was just made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from xuni.container.cgroup import Group, place, reopen
+from xuni.container.spec import Cpu, DeviceCgroup, Memory, Pids, Resources
+
+MIB = 1 << 20
+DENY_ALL = DeviceCgroup(allow=False)
+
+
+@contextlib.contextmanager
+def new_group(name: str) -> Iterator[Group]:
+    """/xuni-test-PID/NAME in every hierarchy; whatever is in it is gone afterwards."""
+    parent = f"/xuni-test-{os.getpid()}"
+    group = place(f"{parent}/{name}", name, rootless=False)
+    try:
+        group.create()
+        yield group
+    finally:
+        group.kill(signal.SIGKILL)
+        reopen(dict(group.paths)).delete()
+        for directory in set(group.paths.values()):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(os.path.dirname(directory))
+
+
+def inside(group: Group, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A Python program whose every instruction runs in the group."""
+    command = [sys.executable, "-I", "-S", "-c", program, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, preexec_fn=lambda: group.join(os.getpid()))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.01)
+
+
+def a_memory_hog_is_killed(group: Group) -> None:
+    group.apply(Resources(memory=Memory(limit=24 * MIB, swap=24 * MIB)))
+    with inside(group, "x = []\nfor i in range(200): x.append(bytearray(b'x') * (1 << 20)); print(i, flush=True)") as hog:
+        assert hog.stdout is not None
+        reached = len(hog.stdout.read().split())
+    assert hog.returncode == -signal.SIGKILL, hog.returncode
+    assert 5 < reached < 24, reached
+    assert group.stats()["memory"]["usage"]["limit"] == 24 * MIB
+
+
+def limits_are_raised_and_lowered(group: Group) -> None:
+    """v1 refuses a memory limit above that of memory and swap: the order of the writes matters, both ways."""
+    for limit, swap in ((64, 96), (200, 300), (32, 40), (32, -1), (512, 1024), (16, 16)):
+        group.apply(Resources(memory=Memory(limit=limit * MIB, swap=swap * MIB if swap > 0 else -1)))
+        stats = group.stats()["memory"]
+        assert stats["usage"]["limit"] == limit * MIB
+        if swap > 0 and "limit" in stats["swap"] and stats["swap"]["limit"]:
+            assert stats["swap"]["limit"] == swap * MIB, stats["swap"]
+
+
+def a_quota_holds(group: Group) -> None:
+    """A tenth of a CPU within 5 %, counted in the scheduler's own periods, so that a busy machine does not matter."""
+    group.apply(Resources(cpu=Cpu(quota=5_000, period=50_000, shares=512)))
+    before = group.stats()["cpu"]
+    with inside(group, "while True: pass") as spinner:
+        wait_for(lambda: group.stats()["cpu"]["throttling"]["throttledPeriods"] >= 20)
+        spinner.kill()
+    after = group.stats()["cpu"]
+    periods = after["throttling"]["periods"] - before["throttling"]["periods"]
+    used = (after["usage"]["total"] - before["usage"]["total"]) / 5_000_000
+    assert periods >= 20 and used <= (periods + 1) * 1.05, (periods, used)
+    assert used >= after["throttling"]["throttledPeriods"] * 0.95, (used, after)
+
+
+def a_fork_bomb_stops(group: Group) -> None:
+    group.apply(Resources(pids=Pids(limit=8)))
+    program = """
+import os, sys, time
+for n in range(100):
+    try:
+        if not os.fork(): time.sleep(100)
+    except BlockingIOError:
+        print(n, flush=True); break
+sys.stdin.read()
+"""
+    with inside(group, program) as bomb:
+        assert bomb.stdout is not None and bomb.stdin is not None
+        assert int(bomb.stdout.readline()) == 7
+        assert group.stats()["pids"] == {"current": 8, "limit": 8}
+        assert len(group.processes()) == 8
+        group.kill(signal.SIGKILL)
+        wait_for(lambda: not group.populated() or group.processes() == [bomb.pid])
+    assert bomb.returncode == -signal.SIGKILL
+
+
+OPEN = """
+import os, sys
+for path in sys.argv[1:]:
+    for mode in (os.O_RDONLY, os.O_WRONLY):
+        try: os.close(os.open(path, mode)); print("yes", end=" ")
+        except OSError as error: print(os.strerror(error.errno).split()[0], end=" ")
+"""
+
+
+def devices_are_refused(group: Group) -> None:
+    def ask() -> list[str]:
+        with inside(group, OPEN, "/dev/null", "/dev/kmsg") as program:
+            assert program.stdout is not None
+            return program.stdout.read().decode().split()
+
+    group.apply(Resources(devices=(DENY_ALL,)))
+    assert ask() == ["yes", "yes", "Operation", "Operation"]
+    group.apply(Resources(devices=(DENY_ALL, DeviceCgroup(allow=True, type="c", major=1, minor=11, access="r"))))
+    assert ask() == ["yes", "yes", "yes", "Operation"]
+    group.apply(Resources(devices=(DENY_ALL, DeviceCgroup(allow=True, type="c", major=1, minor=11, access="wm"))))
+    assert ask() == ["yes", "yes", "Operation", "yes"]
+    group.apply(Resources(devices=(DeviceCgroup(allow=True),)))
+    assert ask() == ["yes"] * 4
+
+
+def freezing_freezes(group: Group) -> None:
+    with inside(group, "import os\nwhile True:\n  os.write(1, b'x'); os.read(0, 1)") as program:
+        assert program.stdout is not None and program.stdin is not None
+        assert os.read(program.stdout.fileno(), 10) == b"x"
+        assert not group.frozen()
+        group.freeze()
+        assert group.frozen()
+        program.stdin.write(b"y")
+        program.stdin.flush()
+        os.set_blocking(program.stdout.fileno(), False)
+        time.sleep(0.1)
+        assert program.stdout.read() is None, "it still runs"
+        group.thaw()
+        assert not group.frozen()
+        wait_for(lambda: program.stdout.read() == b"x")  # type: ignore[union-attr]
+        group.freeze()
+        group.kill(signal.SIGKILL)  # a frozen one dies too
+        assert program.wait(10) == -signal.SIGKILL
+
+
+def everything_below_is_removed(group: Group) -> None:
+    for directory in set(group.paths.values()):
+        os.makedirs(f"{directory}/one/two")
+    group.delete()
+    group.delete()
+    assert not any(os.path.exists(directory) for directory in group.paths.values())
+
+
+BEHAVIOURS: tuple[Callable[[Group], None], ...] = (
+    a_memory_hog_is_killed, limits_are_raised_and_lowered, a_quota_holds, a_fork_bomb_stops, devices_are_refused,
+    freezing_freezes, everything_below_is_removed,
+)  # fmt: skip
+
+
+def main() -> int:
+    """In the guest: every behaviour, a line each."""
+    import traceback
+
+    failed = 0
+    for each in BEHAVIOURS:
+        try:
+            with new_group(each.__name__.replace("_", "-")) as group:
+                each(group)
+            print(f"== {each.__name__} holds", flush=True)
+        except Exception:
+            failed += 1
+            print(f"== {each.__name__} FAILS\n{traceback.format_exc()}", flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
