@@ -215,13 +215,17 @@ class GdbSession:
     def _transfer(self, rest: bytes) -> bytes:
         """qXfer:OBJECT:read:ANNEX:OFFSET,LENGTH."""
         match rest.split(b":"):
-            case [b"features", b"read", b"target.xml", where]: document = self._description.xml()
+            case [b"features", b"read", b"target.xml", where]: document = self._describe()
             case [b"threads", b"read", b"", where]: document = self._threads()
             case [b"features" | b"threads", b"read", _, _]: return b"E00"
             case _: return UNSUPPORTED
         offset, length = _range(where)
         piece = document[offset : offset + min(length, PACKET_SIZE // 2)]
         return (b"m" if offset + len(piece) < len(document) else b"l") + escape(piece)
+
+    def _describe(self) -> bytes:
+        running = self._controller.state is RunState.RUNNING
+        return self._description.xml(not running and self._frame().real_mode)
 
     def _command(self, text: bytes) -> bytes:
         """qRcmd: gdb's `monitor`."""

@@ -3,8 +3,10 @@
 The numbers and the layout of `g` are those of QEMU's stub, so that its clients find everything where they expect it;
 behind them come registers that only this description names. A processor that has long mode is described as x86-64 in
 every mode, as QEMU does it: gdb asks once, when it connects, and the mode changes later. In 16- and 32-bit code the
-registers are those of the mode, extended with zeros, RIP is the offset in CS (its linear address is $cs_base+$rip),
-and `set architecture` chooses how gdb disassembles. A processor without long mode is described as i386.
+registers are those of the mode, extended with zeros, and RIP is the offset in CS (its linear address is $cs_base+$rip);
+but gdb disassembles them as 64-bit code, whatever it is told. A processor without long mode is described as i386, or
+as i8086 while it is in real mode: whoever debugs such code leaves long mode out of the CPU, and connects again after a
+change of the mode.
 
 Spec: "Debugging with GDB", appendix G, section "i386 Features".
 """
@@ -286,6 +288,7 @@ class Register:
         return self.place.write(frame, int.from_bytes(data, "little"))
 
 
+X86_64, I386 = "i386:x86-64", "i386"
 CORE, SSE, AVX, SEGMENTS = (f"org.gnu.gdb.i386.{name}" for name in ("core", "sse", "avx", "segments"))
 CONTROL, SYSTEM = "org.xuni.x86.control", "org.xuni.x86.system"
 GENERAL64: Final = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
@@ -328,15 +331,16 @@ class Description:
     pc: int
     """The program counter's number."""
 
-    def xml(self) -> bytes:
-        """The target description."""
+    def xml(self, real_mode: bool = False) -> bytes:
+        """The target description for a processor in this mode."""
+        architecture = "i8086" if real_mode and self.architecture == I386 else self.architecture
         by_feature: dict[str, list[tuple[int, Register]]] = {}
         for number, register in enumerate(self.registers):
             by_feature.setdefault(register.feature, []).append((number, register))
         features = "".join(_feature(name, members) for name, members in by_feature.items())
         return (
             '<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target version="1.0">'
-            f"<architecture>{self.architecture}</architecture>{features}</target>"
+            f"<architecture>{architecture}</architecture>{features}</target>"
         ).encode()
 
 
@@ -344,7 +348,7 @@ def describe(long_mode: bool, avx: bool = False) -> Description:
     """The registers of a processor that has long mode, or has not."""
     general = GENERAL64 if long_mode else GENERAL32
     registers = tuple(_registers(long_mode, avx))
-    architecture = "i386:x86-64" if long_mode else "i386"
+    architecture = X86_64 if long_mode else I386
     in_g = next(n for n, register in enumerate(registers) if register.name == "mxcsr") + 1
     return Description(architecture, registers, in_g, len(general))
 
@@ -359,8 +363,8 @@ def _registers(long_mode: bool, avx: bool) -> Iterator[Register]:
     yield Register("eflags", 32, "eflags", Named("rflags"), CORE)
     for name in SEGMENT_NAMES:
         yield Register(name, 32, "int32", Selector(name), CORE)
-    for name in ("fs", "gs"):
-        yield Register(f"{name}_base", word, f"int{word}", Hidden(name, "base"), SEGMENTS)
+    for name in ("fs", "gs"):  # gdb has numbers of its own for them on x86-64, and stops with a bug on i386
+        yield Register(f"{name}_base", word, f"int{word}", Hidden(name, "base"), SEGMENTS if long_mode else CONTROL)
     yield Register("k_gs_base", word, f"int{word}", ModelSpecific(Msr.KERNEL_GS_BASE), CONTROL)
     for name in ("cr0", "cr2", "cr3", "cr4"):
         kind = name if name != "cr2" else f"int{word}"
