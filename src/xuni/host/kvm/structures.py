@@ -256,6 +256,7 @@ class PitState2(Structure):
 
 
 class ReinjectControl(Structure):
+    SIZE_IN_REQUEST = 0  # its address is passed all the same
     _fields_ = [("pit_reinject", u8), ("reserved", u8 * 31)]
 
 

@@ -108,7 +108,7 @@ class Vm(Descriptor):
 
     def set_pit_reinjection(self, on: bool) -> None:
         """KVM_REINJECT_CONTROL: whether ticks that the guest missed are delivered later."""
-        self.call(ioctls.REINJECT_CONTROL, int(on))
+        self.call(ioctls.REINJECT_CONTROL, s.ReinjectControl(on))
 
     def irqchip(self, chip: int) -> s.Irqchip:
         """KVM_GET_IRQCHIP: `Irqchip.PIC_MASTER`, `PIC_SLAVE` or `IOAPIC`."""
