@@ -40,6 +40,10 @@ class Processor:
         self.thread_id = get_native_id()
         """The host's number of the thread that runs it, or ran it last."""
         self.wake = Condition(lock)
+        self.sleeping = False
+        """Its loop waits for `wake`, or looks for the last time whether it must. Set before it looks, so that who changes
+        something first and reads this then cannot come between.
+        """
         self._orders: list[Callable[[], None]] = []
 
     def set_interrupt(self, level: bool) -> None:
@@ -91,8 +95,9 @@ class Processor:
 
     def notify(self) -> None:
         """Have a sleeping loop look again."""
-        with self.wake:
-            self.wake.notify()
+        if self.sleeping:
+            with self.wake:
+                self.wake.notify()
 
     def _signal(self) -> None:
         self.signalled = True

@@ -130,11 +130,13 @@ def run(processor: Processor, machine: Machine) -> Stopped:
 def stand_still(processor: Processor, machine: Machine) -> None:
     """Execute nothing until the machine stops; the first processor runs the timers all the same."""
     timers = machine.bus.timers
+    processor.sleeping = True
     while machine.stopped is None:
         if timers.deadline <= timers.now():
             timers.run_due()
         else:
             machine.wait(processor)
+    processor.sleeping = False
 
 
 def halt(processor: Processor, machine: Machine) -> None:
@@ -156,18 +158,20 @@ def sleep(processor: Processor, machine: Machine) -> None:
     timers = machine.bus.timers
     masked = processor.halted_with_interrupt
     machine.idle()
+    processor.sleeping = True
     while machine.stopped is None:
         if timers.deadline <= timers.now():
             timers.run_due()
             continue
         if processor.signalled or processor.interrupt and not masked:
             processor.signalled = False
-            return
+            break
         if len(machine.processors) == 1:
             if masked:
                 machine.stop(Halted("interrupts are disabled, and no other processor can send it a signal"))
-                return
+                break
             if timers.deadline == NEVER and not machine.expects_input:
                 machine.stop(Halted("no timer is set, and no input can arrive"))
-                return
+                break
         machine.wait(processor)
+    processor.sleeping = False

@@ -47,6 +47,8 @@ class ApicBus:
                 targets = [apic for apic in self.apics if apic.enabled and apic is not sender]
             case _:
                 targets = [apic for apic in self.apics if apic.matches(message.destination, message.logical)]
+        if len(targets) == 1:
+            return targets[0].accept(message.vector, message.delivery, False)
         return self._accept(targets, message.vector, message.delivery, False)
 
     def eoi(self, vector: int) -> None:
