@@ -163,8 +163,8 @@ class Controller:
         waited = False
         while True:
             if self._end is not None:
-                self._announce_end(self._end)
                 self.state = RunState.SHUTDOWN
+                self._announce_end(self._end)
                 return self._end
             if self._reset:
                 self._restart()
@@ -396,8 +396,8 @@ class Controller:
         with self._changed:
             if self._end is None and not self._over:
                 self._end = end
-                self._announce_end(end, reason)
                 self.state = RunState.SHUTDOWN
+                self._announce_end(end, reason)
                 self._changed.notify_all()
         self.machine.stop(end)
 
