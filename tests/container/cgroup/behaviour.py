@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from xuni.container.cgroup import Group, place, reopen
+from xuni.container.cgroup.files import read, write
+from xuni.container.record import SpecError
 from xuni.container.spec import Cpu, DeviceCgroup, Memory, Pids, Resources
 
 MIB = 1 << 20
@@ -157,9 +159,67 @@ def everything_below_is_removed(group: Group) -> None:
     assert not any(os.path.exists(directory) for directory in group.paths.values())
 
 
+# ---- what only the unified hierarchy does
+
+
+def groups_with_processes_hand_nothing_down(group: Group) -> None:
+    with inside(group, "input()") as program:
+        below = reopen({"": group.paths[""] + "/below"})
+        below.create()
+        try:
+            below.apply(Resources(memory=Memory(limit=MIB)))
+            raise AssertionError("it was taken")
+        except SpecError as error:
+            assert "memory" in str(error) and "no internal processes" in str(error), error
+        program.communicate(b"\n")
+
+
+def who_comes_later_follows_the_first(group: Group) -> None:
+    unified = group.paths[""]
+    with inside(group, "input()") as first, inside(group, "input()") as second:
+        os.mkdir(f"{unified}/init.scope")
+        for program in (first, second):
+            write(f"{unified}/init.scope", "cgroup.procs", program.pid)
+        write(unified, "cgroup.subtree_control", "+pids")
+        with subprocess.Popen([sys.executable, "-I", "-S", "-c", "input()"], stdin=subprocess.PIPE) as late:
+            group.join(late.pid)
+            assert late.pid in group.processes()
+            assert read(f"{unified}/init.scope", "cgroup.procs").split()[-1] == str(late.pid)
+            group.kill(signal.SIGKILL)
+            assert late.wait(10) == -signal.SIGKILL
+
+
+def unified_keys_are_written(group: Group) -> None:
+    group.apply(Resources(unified={"memory.high": "16777216", "cpu.weight": "17", "cgroup.max.depth": "3"}))
+    unified = group.paths[""]
+    assert [read(unified, name) for name in ("memory.high", "cpu.weight", "cgroup.max.depth")] == ["16777216", "17", "3"]
+    for name, said in (("memory/high", "file name"), ("nosuch.max", "controller 'nosuch' not available")):
+        try:
+            group.apply(Resources(unified={name: "1"}))
+            raise AssertionError(name)
+        except SpecError as error:
+            assert said in str(error), error
+
+
+def what_v2_lacks_is_refused(group: Group) -> None:
+    for resources in (Resources(memory=Memory(swappiness=10)), Resources(memory=Memory(disableOOMKiller=True)),
+                      Resources(cpu=Cpu(realtimeRuntime=1000))):  # fmt: skip
+        try:
+            group.apply(resources)
+            raise AssertionError(resources)
+        except SpecError as error:
+            assert "unified hierarchy" in str(error)
+
+
 BEHAVIOURS: tuple[Callable[[Group], None], ...] = (
     a_memory_hog_is_killed, limits_are_raised_and_lowered, a_quota_holds, a_fork_bomb_stops, devices_are_refused,
     freezing_freezes, everything_below_is_removed,
+)  # fmt: skip
+
+
+UNIFIED: tuple[Callable[[Group], None], ...] = (
+    groups_with_processes_hand_nothing_down, who_comes_later_follows_the_first, unified_keys_are_written,
+    what_v2_lacks_is_refused,
 )  # fmt: skip
 
 
@@ -168,7 +228,7 @@ def main() -> int:
     import traceback
 
     failed = 0
-    for each in BEHAVIOURS:
+    for each in BEHAVIOURS + UNIFIED:
         try:
             with new_group(each.__name__.replace("_", "-")) as group:
                 each(group)

@@ -92,5 +92,5 @@ def test_clear_errors(group: Group) -> None:
     if "memory" in group.paths:
         with pytest.raises(SpecError, match="0 … 100"):
             group.apply(Resources(memory=Memory(swappiness=101)))
-    with pytest.raises(SpecError, match="a file name|cannot use unified on cgroup v1"):
+    with pytest.raises(SpecError, match=r"a file name|cannot use unified on cgroup v1"):
         group.apply(Resources(unified={"../../etc/passwd": "x"}))

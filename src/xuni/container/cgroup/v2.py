@@ -46,7 +46,9 @@ def _hand_down(directory: str) -> None:
         return
     try:
         write(directory, "cgroup.subtree_control", " ".join(wanted))
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return  # it has processes; one by one would make it a threaded domain, in which no container can live
         for each in wanted:  # it is all or nothing; so one by one
             try:
                 write(directory, "cgroup.subtree_control", each)
