@@ -128,6 +128,10 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
     if process.execCPUAffinity is not None:
         if process.execCPUAffinity.initial:
             join.append(proc.SetAffinity(process.execCPUAffinity.initial))
+    if process.apparmorProfile or process.selinuxLabel:
+        from xuni.container.labels import OpenLabel
+
+        join.append(OpenLabel(process.apparmorProfile, process.selinuxLabel))
     join.append(ns.JoinAll())
     enter: list[Step] = []
     if process.execCPUAffinity is not None and process.execCPUAffinity.final:

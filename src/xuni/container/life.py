@@ -105,7 +105,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         run.group = place(spec.linux.cgroupsPath if spec.linux else "", container, rootless=not host.root)
     kept = State(container, wishes.bundle, _rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
                  cgroups=dict(run.group.paths) if run.group else None, annotations=spec.annotations,
-                 rootless=not host.root)  # fmt: skip
+                 rootless=not host.root, mounts_below=_mounts_below(spec, wishes.bundle))  # fmt: skip
     home.claim()
     try:
         home.keep_config(text)
@@ -125,8 +125,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         talk.tell(b"a")
         talk.expect(b"b", run.take)
         run.state = json.dumps(report(kept, "creating"))
-        if steps.host_hooks:
-            apply(steps.host_hooks, run)
+        apply(steps.host_hooks, run)
         talk.tell(b"h")
         talk.expect(b"r", run.take)
         kept = kept.replaced(phase="made")
@@ -273,6 +272,10 @@ def _end(container: Container) -> None:
     wait_for_end(kept)
     if group:
         group.delete()
+    if kept.mounts_below:
+        from xuni.container.mounts import unmount_extra
+
+        unmount_extra(k.Linux(), kept.rootfs, kept.mounts_below - 1)
 
 
 def undo(container: Container, run: Run, steps: Plan) -> None:
@@ -376,6 +379,15 @@ def wait_for_end(kept: State, seconds: float = 10.0) -> None:
 def _rootfs(spec: Spec, bundle: str) -> str:
     path = spec.root.path if spec.root else ""
     return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
+
+
+def _mounts_below(spec: Spec, bundle: str) -> int:
+    """Without a mount namespace the container's mounts are the host's: 1 and how many were at its root before, else 0."""
+    if spec.linux and any(each.type == "mount" for each in spec.linux.namespaces):
+        return 0
+    from xuni.container.mounts import count_mounts
+
+    return 1 + count_mounts(_rootfs(spec, bundle))
 
 
 def write_pid(path: str, pid: int) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from xuni.container.spec import IDMapping
+    from xuni.host.linux.kernel import Linux
 
 # Option: attributes set, attributes cleared (mount_setattr(2)).
 _ATIME = k.MOUNT_ATTR__ATIME
@@ -147,6 +148,7 @@ class AttachRoot(Step):
     from now on `run.root` is the container's `/`. Where a user namespace may not go there, over our own `/`."""
 
     path: str
+    own: bool = True  # we are in a mount namespace of the container's own
     propagation: str = "rprivate"
 
     def apply(self, run: Run) -> None:
@@ -156,7 +158,7 @@ class AttachRoot(Step):
         try:
             place = run.kernel.open(self.path, os.O_PATH | os.O_DIRECTORY)
         except CallError as error:
-            if error.errno != errno.EACCES:
+            if error.errno != errno.EACCES or not self.own:
                 raise
             place = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
         run.kernel.move_mount(tree, place)
@@ -177,6 +179,18 @@ class PivotRoot(Step):
         kernel.chdir("/")
         os.close(host)
         forget_modules()
+
+
+def count_mounts(path: str) -> int:
+    """How many mounts are stacked at `path`."""
+    with open("/proc/self/mountinfo") as file:
+        return sum(line.split()[4] == path for line in file)
+
+
+def unmount_extra(kernel: Linux, path: str, wanted: int) -> None:
+    """Take down what is mounted at `path` beyond `wanted`, with all below it."""
+    for _ in range(count_mounts(path) - wanted):
+        kernel.umount(path)
 
 
 class FindRoot(Step):

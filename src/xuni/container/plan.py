@@ -43,7 +43,7 @@ class Plan(Record):
     adopt: tuple[Step, ...]  # the runtime: id maps, control groups, limits
     enter: tuple[Step, ...]  # init: its namespaces
     build: tuple[Step, ...]  # init: the tree of files
-    host_hooks: tuple[Step, ...]  # the runtime: prestart, createRuntime
+    host_hooks: tuple[Step, ...]  # the runtime: network interfaces, prestart, createRuntime
     seal: tuple[Step, ...]  # init: createContainer, the new root, hidden paths
     become: tuple[Step, ...]  # init: who it is and what it may
     begin: tuple[Step, ...]  # init, after `start`: startContainer, seccomp, the process
@@ -89,6 +89,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         prepare.append(ConnectConsole(host.console_socket))
 
     adopt: list[Step] = []
+    moves: list[Step] = []  # once init has its network namespace
     if "user" in new:
         adopt.append(ns.MapIds(linux.uidMappings, linux.gidMappings))
     if host.cgroups:
@@ -101,9 +102,11 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if by_runtime:
         prepare += opening
     for name, device in (linux.netDevices or {}).items():
-        from xuni.container.netdev import MoveInterface
+        from xuni.container.netdev import MoveInterface, check_name
 
-        adopt.append(MoveInterface(name, device.name or name))
+        check_name(f"linux.netDevices.{name}", name)
+        check_name(f"linux.netDevices.{name}.name", device.name or name)
+        moves.append(MoveInterface(name, device.name or name))
 
     enter: list[Step] = []
     if process is not None:
@@ -138,12 +141,17 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         build.append(mnt.Propagation("rslave" if linux.rootfsPropagation != "private" else "rprivate"))
     if not by_runtime:
         build += opening
-    build.append(mnt.AttachRoot(root, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
+    build.append(mnt.AttachRoot(root, mounted, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
     build += filling
     build += _devices(spec, linux, userns)
 
     if process is not None:
         build.append(proc.MakeDirectory(process.cwd))
+    label = process is not None and (process.apparmorProfile or process.selinuxLabel)
+    if process is not None and label:
+        from xuni.container.labels import OpenLabel
+
+        build.append(OpenLabel(process.apparmorProfile, process.selinuxLabel))
     seal: list[Step] = list(_hooks("createContainer", hooks and hooks.createContainer))
     if spec.root.readonly:
         seal.append(mnt.ReadOnlyRoot())
@@ -170,7 +178,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         begin += last
     return Plan(
         tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter), tuple(build),
-        tuple([*_hooks("prestart", hooks and hooks.prestart), *_hooks("createRuntime", hooks and hooks.createRuntime)]),
+        tuple([*moves, *_hooks("prestart", hooks and hooks.prestart), *_hooks("createRuntime", hooks and hooks.createRuntime)]),
         tuple(seal), tuple(become), tuple(begin),
         tuple(_hooks("poststart", hooks and hooks.poststart)), tuple(_hooks("poststop", hooks and hooks.poststop)),
     )  # fmt: skip
@@ -243,7 +251,7 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
                 maps, path = (linux.uidMappings, linux.gidMappings), kinds.get("user", "")
                 if not path and not maps[0]:
                     raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
-            opening.append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
+            (opening if by_runtime else filling).append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
             filling.append(mnt.Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))

@@ -37,6 +37,7 @@ class State(Record):
     annotations: dict[str, str] | None = None
     phase: str = "creating"  # "creating", "made": processes decide the rest
     rootless: bool = False
+    mounts_below: i64 = 0  # if the container has no mount namespace: 1 and how many mounts its root had before
 
     def replaced(self, **changes: object) -> State:
         return State(**({name: getattr(self, name) for name in self.fields} | changes))  # type: ignore[arg-type]
