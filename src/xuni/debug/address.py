@@ -46,8 +46,8 @@ def gdb_address(text: str) -> Address:
 
     Raises ValueError with the rule that `text` breaks.
     """
-    short = _HOST_AND_PORT.fullmatch(text)
-    return _parse(f"tcp:{text}" if short and not text.startswith(("tcp:", "unix:")) else text, server=True, wait=False)
+    short = _HOST_AND_PORT.fullmatch(text) and text.partition(":")[0] not in {kind.value for kind in Kind}
+    return _parse(text, f"tcp:{text}" if short else text, server=True, wait=False)
 
 
 def qmp_address(text: str) -> Address:
@@ -55,10 +55,11 @@ def qmp_address(text: str) -> Address:
 
     Without `server` we connect to someone who listens there. Raises ValueError with the rule that `text` breaks.
     """
-    return _parse(text, server=False, wait=True)
+    return _parse(text, text, server=False, wait=True)
 
 
-def _parse(text: str, server: bool, wait: bool) -> Address:
+def _parse(said: str, text: str, server: bool, wait: bool) -> Address:
+    """`said` is what messages show, `text` the same in full."""
     kind, _, rest = text.partition(":")
     place, *options = rest.split(",")
     if kind == "stdio" and not rest:
@@ -71,16 +72,16 @@ def _parse(text: str, server: bool, wait: bool) -> Address:
         if name in switches and value in _ON:
             switches[name] = _ON[value]
         elif name not in ("nodelay", "ipv4", "ipv6", "reconnect"):
-            raise ValueError(f"{text}: {option} is not known here; server=on|off and wait=on|off are")
+            raise ValueError(f"{said}: {option} is not known here; server=on|off and wait=on|off are")
     wait = switches["wait"] and switches["server"]
     if kind == "unix" and place:
         if len(place.encode()) > SUN_PATH_SIZE:
-            raise ValueError(f"{text}: a socket's path has at most {SUN_PATH_SIZE} bytes")
+            raise ValueError(f"{said}: a socket's path has at most {SUN_PATH_SIZE} bytes")
         return Address(Kind.UNIX, path=Path(place), server=switches["server"], wait=wait)
     where = _HOST_AND_PORT.fullmatch(place)
     if kind != "tcp" or where is None:
-        raise ValueError(f"{text}: write tcp:HOST:PORT, unix:PATH or stdio")
+        raise ValueError(f"{said}: write tcp:HOST:PORT, unix:PATH or stdio")
     port = int(where["port"])
     if port > 0xFFFF:
-        raise ValueError(f"{text}: a port is at most 65535")
+        raise ValueError(f"{said}: a port is at most 65535")
     return Address(Kind.TCP, host=where["six"] or where["host"] or LOOPBACK, port=port, server=switches["server"], wait=wait)

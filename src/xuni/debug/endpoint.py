@@ -188,10 +188,7 @@ class Endpoint:
                 raise
             return listener
         family = socket.AF_INET6 if ":" in self.address.host else socket.AF_INET
-        try:
-            return socket.create_server((self.address.host, self.address.port), family=family, backlog=1)
-        except socket.gaierror as error:
-            raise OSError(error.errno, f"no such host: {error.strerror}") from error
+        return socket.create_server((self.address.host, self.address.port), family=family, backlog=1)
 
     def _connect(self) -> socket.socket:
         if self.address.kind is Kind.UNIX:
