@@ -79,6 +79,17 @@ def test_the_doctor_speaks_json(xuni: Xuni) -> None:
     assert all(set(finding) == {"topic", "name", "value", "verdict", "means"} for finding in report["findings"])
 
 
+def test_the_doctor_lists_what_kvm_can_do(xuni: Xuni) -> None:
+    done = xuni("doctor", "--kvm")
+    if done.returncode:
+        assert (done.returncode, done.stdout) == (2, b"") and b"the soft engine" in done.stderr
+        pytest.skip(done.stderr.decode().strip())
+    rows = {line.split()[1]: line for line in done.stdout.decode().splitlines()[1:]}
+    assert rows["USER_MEMORY"].endswith("1  guest memory") and len(rows) > 100
+    report = json.loads(xuni("doctor", "--kvm", "--json").stdout)
+    assert {"number": 3, "name": "KVM_CAP_USER_MEMORY", "value": 1, "use": "guest memory"} in report
+
+
 def test_a_closed_pipe_is_no_traceback(environment: Mapping[str, str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -30,7 +30,7 @@ class Description:
     board: PcConfig = field(default_factory=PcConfig)
     """The devices. Its number of processors and its local APICs follow from `cpus` and `cpu`."""
     engine: str = "auto"
-    """Who executes the guest: auto, soft or kvm."""
+    """Who executes the guest: auto, soft or kvm; or several with colons between, the first that can be had."""
     timeout: float | None = None
     """Seconds of the guest clock after which the machine is stopped."""
     reboot: bool = False
@@ -50,3 +50,5 @@ class Description:
     """Where QMP monitors listen."""
     paused: bool = False
     """Wait for a debugger or a monitor before the first instruction."""
+    verbose: bool = False
+    """Say on stderr which engine was taken, and why."""

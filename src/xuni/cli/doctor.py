@@ -10,14 +10,15 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from xuni.host.offers import Finding, KvmKind
+    from xuni.host.offers import Finding
 
 MARKS = {"good": " ", "limit": "~", "missing": "!"}
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
-def doctor(as_json: bool) -> None:
+@click.option("--kvm", is_flag=True, help="Every capability of KVM: whether this host has it, what xuni uses it for.")
+def doctor(as_json: bool, kvm: bool) -> None:
     """Say what this host offers and what xuni will use, and why.
 
     A line marked ~ is a limit that xuni works with; ! is something missing. Nothing is changed, no root is needed.
@@ -25,13 +26,19 @@ def doctor(as_json: bool) -> None:
     \b
     Examples:
       xuni doctor
+      xuni doctor --kvm
       xuni doctor --json | jq .use.engine
     """
     from xuni import __version__
+    from xuni.cli import engines
     from xuni.host import cache, offers
 
+    if kvm:
+        _print_kvm(as_json)
+        return
+
     findings = list(offers.survey())
-    engine, why = choice(offers.kvm_kind())
+    engine, why = engines.decide()
     use = {"engine": engine, "engine_why": why, "cache": str(cache.root())}
     if as_json:
         click.echo(json.dumps({"version": __version__, "use": use, "findings": list(map(_plain, findings))}, indent=2))
@@ -39,13 +46,6 @@ def doctor(as_json: bool) -> None:
         _print(findings)
         click.echo(f"\nxuni {__version__} will use")
         click.echo(f"  engine  {engine}: {why}\n  cache   {use['cache']}")
-
-
-def choice(kind: KvmKind) -> tuple[str, str]:
-    """The engine that `--engine auto` takes, and the reason."""
-    if kind.hardware:
-        return "soft", f"this version has no KVM engine yet, though {kind.value} here would be real virtualization"
-    return "soft", "xuni's own x86-64 engine; this host has no hardware virtualization to use"
 
 
 def _plain(finding: Finding) -> dict[str, str]:
@@ -62,3 +62,25 @@ def _print(findings: Sequence[Finding]) -> None:
             click.echo(topic)
         means = f"  ({finding.means})" if finding.means else ""
         click.echo(f"{MARKS[finding.verdict.value]} {finding.name:{width}}  {finding.value}{means}")
+
+
+def _print_kvm(as_json: bool) -> None:
+    """The table of docs/kvm.md, with what this host says."""
+    from xuni.cli.failure import Refusal
+    from xuni.host.kvm import Kvm, KvmUnavailable
+    from xuni.host.kvm.capabilities import CAPABILITIES
+
+    try:
+        with Kvm() as kvm, kvm.create_vm() as vm:
+            values = {row.number: max(kvm.check(row.number), vm.check(row.number)) for row in CAPABILITIES if row.x86}
+    except (KvmUnavailable, OSError) as error:
+        raise Refusal(f"doctor --kvm: {error}") from error
+    rows = [row for row in CAPABILITIES if row.x86]
+    if as_json:
+        click.echo(json.dumps([{"number": row.number, "name": f"KVM_CAP_{row.name}", "value": values[row.number],
+                                "use": row.use} for row in rows], indent=2))
+        return
+    click.echo(f"{'':4} {'KVM_CAP_':34} {'HERE':>9}  XUNI USES IT FOR")
+    for row in rows:
+        here = "-" if values[row.number] <= 0 else str(values[row.number])
+        click.echo(f"{row.number:4} {row.name:34} {here:>9}  {row.use}".rstrip())

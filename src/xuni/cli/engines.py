@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 from xuni.cli.failure import EngineError, Refusal
+from xuni.exits import Vcpu
 from xuni.host.progress import Progress
 from xuni.isa.x86.models import CpuModel
 from xuni.machine.machine import CpuConfig, Engine
@@ -24,38 +26,64 @@ if TYPE_CHECKING:
 STDERR: Final = 2
 
 
-def engine(name: str, cpu: CpuModel) -> Engine:
-    """What makes processors of this kind: `name` is auto, soft or kvm, or several with colons: the first that can be had.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What makes processors, its name (soft or kvm), and why it was taken."""
 
-    Raises `Refusal` if none can.
+    engine: Engine
+    name: str
+    reason: str
+
+
+def choose(names: str, cpu: CpuModel) -> Chosen:
+    """What makes processors of this kind. `names`: auto, soft or kvm, or several with colons between, of which the first
+    that can be had is taken. Raises `Refusal` if none can.
     """
-    *others, last = name.split(":")
-    for other in others:
+    *first, last = names.split(":")
+    for name in first:
         try:
-            return _engine(other, cpu)
+            return _one(name, cpu)
         except Refusal as refusal:
             print(f"xuni: warning: {refusal.format_message()}; the next engine is tried", file=sys.stderr)
-    return _engine(last, cpu)
+    return _one(last, cpu)
 
 
-def _engine(name: str, cpu: CpuModel) -> Engine:
-    match name:
-        case "kvm":
-            return kvm(cpu)
-        case _:
-            return soft(cpu)
+def decide() -> tuple[str, str]:
+    """The engine that auto takes here, and why."""
+    from xuni.host import offers
+
+    name, reason = offers.engine()
+    if name == "kvm":
+        from xuni.engine.kvm.engine import lacking
+
+        if why_not := lacking():
+            return "soft", f"xuni's own x86-64 engine; KVM here is of no use: {why_not}"
+    return name, reason
+
+
+def _one(name: str, cpu: CpuModel) -> Chosen:
+    reason = "as asked for"
+    if name == "auto":
+        name, reason = decide()
+    return Chosen(kvm(cpu) if name == "kvm" else soft(cpu), name, reason)
 
 
 def kvm(cpu: CpuModel) -> Engine:
-    """KVM's. Raises `Refusal` here rather than when the first processor is made."""
-    from xuni.engine.kvm.engine import KvmEngine
-    from xuni.host.kvm import Kvm, KvmUnavailable
+    """KVM's."""
+    from xuni.engine.kvm.engine import KvmEngine, lacking
+    from xuni.host.kvm import KvmUnavailable
 
-    try:
-        Kvm().close()
-    except KvmUnavailable as error:
-        raise Refusal(f"--engine kvm: {error}") from error
-    return KvmEngine(cpu.features, cpu.physical_bits, cpu.identity, cpu.topology)
+    if why_not := lacking():
+        raise Refusal(f"no KVM engine: {why_not}")
+    engine = KvmEngine(cpu.features, cpu.physical_bits, cpu.identity, cpu.topology)
+
+    def make(memory: GuestMemory, config: CpuConfig) -> Vcpu:
+        try:
+            return engine(memory, config)
+        except (KvmUnavailable, OSError) as error:
+            raise Refusal(f"no KVM engine: {error}") from error
+
+    return make
 
 
 def soft(cpu: CpuModel) -> Engine:

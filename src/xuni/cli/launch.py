@@ -121,9 +121,12 @@ def make(what: Description, memory: GuestMemory, outputs: tuple[Sink, ...]) -> P
     try:
         # Before the engine, which may have to be compiled: a file that does not boot should be refused at once.
         state = load(memory, boot, config.facts())
-        machine = Pc(memory, engines.engine(what.engine, cpu), config, outputs, what.wall_clock)
+        chosen = engines.choose(what.engine, cpu)
+        machine = Pc(memory, chosen.engine, config, outputs, what.wall_clock)
     except (BootError, ValueError) as error:
         raise Refusal(str(error)) from error
+    if what.verbose:
+        print(f"xuni: engine {chosen.name}: {chosen.reason}", file=sys.stderr)
 
     def start(state: CpuState) -> None:
         if plan.format is Format.MULTIBOOT:

@@ -57,7 +57,8 @@ def vm() -> None:
 @click.option("--qmp", metavar="ADDRESS", multiple=True,
               help="Serve QEMU's machine protocol: unix:PATH,server=on,wait=off, tcp:HOST:PORT,server=on,wait=off.")
 @click.option("--paused", "-S", is_flag=True, help="Wait for the debugger or the monitor before the first instruction.")
-@click.option("--verbose", "-v", is_flag=True, help="Show the boot messages of a guest that runs a command, on stderr.")
+@click.option("--verbose", "-v", is_flag=True,
+              help="Say on stderr which engine is taken, and show the boot messages of a guest that runs a command.")
 @click.option("--trace", metavar="PATTERN", multiple=True,
               help="Write the events of these probes to stderr: 'vcpu_*', '*'.")
 @click.pass_context
@@ -110,5 +111,5 @@ def run(ctx: click.Context, guest: str | None, kernel: Path | None, multiboot: P
     )
     with launch.tracing(trace):
         status = launch.launch(Description(chosen, memory, cpus, cpu, board, engine, timeout,
-                                           gdb=gdb, qmp=qmp, paused=paused))
+                                           gdb=gdb, qmp=qmp, paused=paused, verbose=verbose))
     ctx.exit(status)

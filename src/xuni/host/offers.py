@@ -9,7 +9,6 @@ To add one: a function that yields findings, its line in `survey`, and a test in
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -109,12 +108,10 @@ def _cpuinfo(root: Path) -> dict[str, str]:
 
 # -- KVM --------------------------------------------------------------------------------------------------------------
 
-KVM_GET_API_VERSION: Final = 0xAE00
-KVM_CHECK_EXTENSION: Final = 0xAE03
-CAPABILITIES: Final = {  # <linux/kvm.h>: what a machine on KVM wants first
-    "IRQCHIP": 0, "USER_MEMORY": 3, "NR_VCPUS": 9, "IOEVENTFD": 36, "MAX_VCPUS": 66, "SYNC_REGS": 74,
-    "SPLIT_IRQCHIP": 121, "IMMEDIATE_EXIT": 136, "NESTED_STATE": 157, "DIRTY_LOG_RING": 192,
-}
+SHOWN: Final = (  # what a machine on KVM wants first
+    "IRQCHIP", "USER_MEMORY", "NR_VCPUS", "IOEVENTFD", "TSC_CONTROL", "MAX_VCPUS", "SYNC_REGS", "SPLIT_IRQCHIP",
+    "IMMEDIATE_EXIT", "NESTED_STATE", "X86_USER_SPACE_MSR", "X86_MSR_FILTER", "DIRTY_LOG_RING", "SREGS2",
+)  # fmt: skip
 
 
 def kvm_kind(root: Path = ROOT) -> KvmKind:
@@ -152,17 +149,31 @@ def kvm(root: Path) -> Iterator[Finding]:
     yield from _capabilities(device)
 
 
+def engine(root: Path = ROOT) -> tuple[str, str]:
+    """The engine that `auto` takes on this host, and the reason."""
+    kind = kvm_kind(root)
+    if kind is KvmKind.ABSENT:
+        return "soft", "xuni's own x86-64 engine; this host has no /dev/kvm"
+    if not kind.hardware:
+        return "soft", f"xuni's own x86-64 engine; /dev/kvm here ({kind.value}) is no hardware virtualization"
+    if not os.access(root / "dev/kvm", os.R_OK | os.W_OK):
+        return "soft", f"xuni's own x86-64 engine; {kind.value} is here without permission: join the group kvm"
+    return "kvm", f"{kind.value}: hardware virtualization"
+
+
 def _capabilities(device: Path) -> Iterator[Finding]:
+    from xuni.host.kvm import Kvm, KvmUnavailable
+    from xuni.host.kvm.capabilities import CAPABILITIES
+
+    numbers = {capability.name: capability.number for capability in CAPABILITIES}
     try:
-        with open(device, "r+b", buffering=0) as descriptor:
-            version = fcntl.ioctl(descriptor, KVM_GET_API_VERSION, 0)
-            found = {name: fcntl.ioctl(descriptor, KVM_CHECK_EXTENSION, index) for name, index in CAPABILITIES.items()}
-    except OSError as error:
-        yield Finding("kvm", "capabilities", f"cannot be read: {error.strerror}", Verdict.LIMIT)
+        with Kvm(str(device)) as kvm:
+            found = {name: kvm.check(numbers[name]) for name in SHOWN}
+    except (KvmUnavailable, OSError) as error:
+        yield Finding("kvm", "capabilities", f"cannot be read: {error}", Verdict.LIMIT)
         return
-    yield Finding("kvm", "API version", str(version), Verdict.GOOD if version == 12 else Verdict.MISSING)
     shown = (name if value == 1 else f"{name}={value}" for name, value in found.items() if value > 0)
-    yield Finding("kvm", "capabilities", " ".join(shown))
+    yield Finding("kvm", "capabilities", " ".join(shown), Verdict.GOOD, "all of them: xuni doctor --kvm")
     if lacking := [name for name, value in found.items() if value <= 0]:
         yield Finding("kvm", "capabilities not here", " ".join(lacking), Verdict.LIMIT)
 

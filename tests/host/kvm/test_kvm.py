@@ -47,7 +47,7 @@ def test_no_kvm_is_one_line_with_a_way_out(tmp_path, make_file, words) -> None:
         path.mkdir()
     with pytest.raises(KvmUnavailable, match=words) as caught:
         Kvm(str(path))
-    assert "--engine soft" in str(caught.value) and "\n" not in str(caught.value)
+    assert "use the soft engine" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.EACCES, "no permission; join the group kvm"), (errno.EBUSY, "is busy")])

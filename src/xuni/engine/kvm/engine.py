@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from xuni.engine.kvm.machine import KvmMachine
+from xuni.engine.kvm.machine import KvmMachine, require
 from xuni.engine.kvm.vcpu import KvmConfig, KvmVcpu
+from xuni.host.kvm import Kvm, KvmUnavailable
+from xuni.host.kvm.ioctls import DEVICE
 from xuni.isa.x86.cpuid import OURS, Identity, Topology
 
 if TYPE_CHECKING:
@@ -51,3 +53,13 @@ class KvmEngine:
         config = KvmConfig(self.features, position.index, position.count, self.physical_bits, self.identity,
                            self.topology)  # fmt: skip
         return KvmVcpu(machine, config)
+
+
+def lacking(device: str | None = None) -> str:
+    """Why KVM on this host cannot run guests, with a way out; empty if it can."""
+    try:
+        with Kvm(device or DEVICE) as kvm:
+            require(kvm)
+    except KvmUnavailable as error:
+        return str(error)
+    return ""

@@ -27,6 +27,12 @@ TSC_KHZ: Final = 1_000_000
 """A tick a nanosecond, where KVM can scale the counter; elsewhere it ticks at the host's rate."""
 
 
+def require(kvm: Kvm) -> None:
+    """Raises KvmUnavailable if KVM lacks what every machine here takes."""
+    if lacking := [cap.name for cap in REQUIRED if not kvm.check(cap)]:
+        raise KvmUnavailable(f"/dev/kvm lacks {' '.join(lacking)}; a newer kernel has it, or use the soft engine")
+
+
 @dataclass(frozen=True, slots=True)
 class MemorySlot:
     """A slot as KVM knows it."""
@@ -43,12 +49,10 @@ class KvmMachine:
 
     def __init__(self, memory: GuestMemory, cpus: int, clock_base: int | None = None, path: str | None = None) -> None:
         self.kvm = Kvm(path) if path else Kvm()
-        lacking = [cap.name for cap in REQUIRED if not self.kvm.check(cap)]
-        if lacking:
-            raise KvmUnavailable(f"this KVM lacks {' '.join(lacking)}; a newer kernel has it, or use --engine soft")
+        require(self.kvm)
         most = self.kvm.check(Cap.MAX_VCPUS)
         if cpus > most:
-            raise KvmUnavailable(f"{cpus} processors: KVM here runs {most} at most; ask for fewer, or use --engine soft")
+            raise KvmUnavailable(f"{cpus} processors: KVM here runs {most} at most; ask for fewer, or use the soft engine")
         self.memory = memory
         self.clock_base = time.monotonic_ns() if clock_base is None else clock_base
         self.vm = self.kvm.create_vm()

@@ -1,10 +1,11 @@
 """Every capability of KVM (KVM_CAP_* of <linux/kvm.h>): its number, what it is to xuni, and whether this host has it.
 
-`xuni doctor --kvm` prints this table, and docs/kvm.md is made of it.
+`xuni doctor --kvm` prints this table, and docs/kvm.md has it for one host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -273,6 +274,16 @@ def _rows() -> tuple[Capability, ...]:
 
 
 CAPABILITIES: Final = _rows()
+
+
+def table(values: Mapping[int, int]) -> str:
+    """The rows for x86 as Markdown, with what a host says."""
+    lines = ["| number | KVM_CAP_ | here | xuni uses it for |", "| ---: | --- | ---: | --- |"]
+    for row in CAPABILITIES:
+        if row.x86:
+            here = values.get(row.number, 0)
+            lines.append(f"| {row.number} | {row.name} | {here if here > 0 else '–'} | {row.use} |")
+    return "\n".join(lines)
 
 
 class Cap(IntEnum):

@@ -34,9 +34,9 @@ class Kvm(Descriptor):
         try:
             version = self.call(ioctls.GET_API_VERSION)
         except OSError as error:
-            raise KvmUnavailable(f"{path} is not KVM ({error.strerror}); use --engine soft") from error
+            raise KvmUnavailable(f"{path} is not KVM ({error.strerror}); use the soft engine") from error
         if version != API_VERSION:
-            raise KvmUnavailable(f"{path} speaks version {version} of KVM's interface, xuni {API_VERSION}; use --engine soft")
+            raise KvmUnavailable(f"{path} speaks version {version} of KVM's interface, xuni {API_VERSION}; use the soft engine")
 
     def create_vm(self, kind: int = 0) -> Vm:
         """KVM_CREATE_VM. Raises KvmUnavailable if the processor's virtualization is in use by another hypervisor."""
@@ -45,7 +45,7 @@ class Kvm(Descriptor):
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise KvmUnavailable(f"{DEVICE} is busy: another hypervisor uses the processor's virtualization; "
-                                     "end it, or use --engine soft") from error  # fmt: skip
+                                     "end it, or use the soft engine") from error  # fmt: skip
             raise
 
     @property
@@ -104,9 +104,9 @@ def _why(path: str, error: OSError) -> str:
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO:
             return (f"{path} is not here: load kvm_intel or kvm_amd, and turn virtualization on in the firmware; "
-                    "or use --engine soft")  # fmt: skip
+                    "or use the soft engine")  # fmt: skip
         case errno.EACCES | errno.EPERM:
-            return f"{path}: no permission; join the group kvm (usermod -aG kvm $USER, then log in again), or use --engine soft"
+            return f"{path}: no permission; join the group kvm (usermod -aG kvm $USER, then log in again), or use the soft engine"
         case errno.EBUSY:
-            return f"{path} is busy: end the other hypervisor, or use --engine soft"
-    return f"{path}: {error.strerror}; use --engine soft"
+            return f"{path} is busy: end the other hypervisor, or use the soft engine"
+    return f"{path}: {error.strerror}; use the soft engine"
