@@ -18,6 +18,9 @@ class Shorthand(IntEnum):
     NONE, SELF, ALL, OTHERS = range(4)
 
 
+_NONE, _SELF, _ALL = int(Shorthand.NONE), int(Shorthand.SELF), int(Shorthand.ALL)
+
+
 class ApicBus:
     """Carries interrupt messages to local APICs, and their EOIs back to IOAPICs."""
 
@@ -38,15 +41,12 @@ class ApicBus:
 
     def send(self, sender: LocalApic, message: InterruptMessage, shorthand: int) -> bool:
         """Deliver an inter-processor interrupt; False if no local APIC accepted it."""
-        match shorthand:
-            case Shorthand.SELF:
-                targets = [sender]
-            case Shorthand.ALL:
-                targets = [apic for apic in self.apics if apic.enabled]
-            case Shorthand.OTHERS:
-                targets = [apic for apic in self.apics if apic.enabled and apic is not sender]
-            case _:
-                targets = [apic for apic in self.apics if apic.matches(message.destination, message.logical)]
+        if shorthand == _NONE:
+            targets = [apic for apic in self.apics if apic.matches(message.destination, message.logical)]
+        elif shorthand == _SELF:
+            targets = [sender]
+        else:
+            targets = [apic for apic in self.apics if apic.enabled and (shorthand == _ALL or apic is not sender)]
         if len(targets) == 1:
             return targets[0].accept(message.vector, message.delivery, False)
         return self._accept(targets, message.vector, message.delivery, False)

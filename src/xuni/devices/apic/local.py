@@ -42,6 +42,7 @@ from xuni.devices.apic.timer import ApicTimer
 VERSION: Final = 0x0005_0014
 """Integrated APIC, six LVT entries, no suppression of EOI broadcasts."""
 _FIXED: Final = Delivery.FIXED
+_NMI, _INIT, _STARTUP = Delivery.NMI, Delivery.INIT, Delivery.STARTUP
 _VECTORED: Final = (Delivery.FIXED, Delivery.LOWEST_PRIORITY)
 _DELIVERIES: Final = tuple(Delivery)
 _EXTINT: Final = Delivery.EXTINT << 8
@@ -164,13 +165,15 @@ class LocalApic:
 
     def matches(self, destination: int, logical: bool) -> bool:
         """Whether a message's destination field means this APIC."""
-        if not self.enabled:
+        base = self.state.base
+        if not base & BASE_ENABLE:
             return False
-        if destination == (ALL if self.x2apic else 0xFF) or destination in (0xFF, ALL) and not logical:
-            return True
+        x2apic = base & BASE_X2APIC
         if not logical:
-            return destination == self.physical_id
-        if self.x2apic:
+            return destination == (self.id if x2apic else self.physical_id) or destination in (0xFF, ALL)
+        if destination == (ALL if x2apic else 0xFF):
+            return True
+        if x2apic:
             logical_id = self.logical_id
             if destination < 0x100:  # an 8-bit field from an IOAPIC or an MSI reaches cluster 0
                 return logical_id >> 16 == 0 and bool(logical_id & destination)
@@ -194,18 +197,17 @@ class LocalApic:
             s.tmr = s.tmr | bit if level else s.tmr & ~bit
             self._update()
             return True
-        match delivery:
-            case Delivery.NMI:
-                self._core.nmi()
-            case Delivery.INIT:
-                self._initialize(s.base)
-                self._core.init()
-            case Delivery.STARTUP:
-                if s.waiting_for_sipi:
-                    s.waiting_for_sipi = False
-                    self._core.startup(vector)
-            case _:
-                return False  # there is no SMM, and ExtINT comes by the LINT0 pin
+        if delivery is _NMI:
+            self._core.nmi()
+        elif delivery is _INIT:
+            self._initialize(s.base)
+            self._core.init()
+        elif delivery is _STARTUP:
+            if s.waiting_for_sipi:
+                s.waiting_for_sipi = False
+                self._core.startup(vector)
+        else:
+            return False  # there is no SMM, and ExtINT comes by the LINT0 pin
         return True
 
     def set_lint(self, pin: int, level: bool) -> None:
@@ -468,14 +470,10 @@ class LocalApic:
         if delivery in _VECTORED and icr & 0xFF < 16:
             self._error(ESR_SEND_ILLEGAL_VECTOR)
             return
-        if delivery is Delivery.INIT and icr >> 14 & 3 == 0b10:
+        if delivery is _INIT and icr >> 14 & 3 == 0b10:
             return  # INIT level de-assert: only the arbitration ids of old buses knew it
-        message = InterruptMessage(
-            vector=icr & 0xFF,
-            destination=icr >> 32 if self.x2apic else icr >> 56,
-            logical=bool(icr >> 11 & 1),
-            delivery=delivery,
-        )
+        destination = icr >> 32 if s.base & BASE_X2APIC else icr >> 56
+        message = InterruptMessage(icr & 0xFF, destination, bool(icr & 1 << 11), delivery)
         self._peers.send(self, message, icr >> 18 & 3)
 
     def _external(self) -> bool:

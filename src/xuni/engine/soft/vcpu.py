@@ -287,7 +287,7 @@ class BaseVcpu:
     def _answer(self, value: int) -> None:
         """Record the answer to a device access, if one is open."""
         q = self.q
-        if ExitKind.PORT_IN <= q[_EXIT_KIND] <= ExitKind.HYPERCALL:
+        if _FIRST_QUESTION <= q[_EXIT_KIND] <= _LAST_QUESTION:
             n = q[_REPLAY_COUNT]
             assert n < REPLAY
             q[_REPLAY_DATA + n] = value & 0xFFFFFFFFFFFFFFFF
@@ -297,46 +297,23 @@ class BaseVcpu:
 
     def _exit(self) -> Exit:
         q = self.q
-        address, size = q[_EXIT_ADDRESS], q[_EXIT_SIZE]
-        match q[_EXIT_KIND]:
-            case ExitKind.PORT_OUT:
-                return PortOut(address & 0xFFFF, size, q[_EXIT_DATA] & (1 << 8 * size) - 1)
-            case ExitKind.PORT_IN:
-                return PortIn(address & 0xFFFF, size)
-            case ExitKind.MMIO_READ:
-                return MmioRead(address, size)
-            case ExitKind.MMIO_WRITE:
-                return MmioWrite(address, size, q[_EXIT_DATA] & (1 << 8 * size) - 1)
-            case ExitKind.MSR_READ:
-                return MsrRead(address)
-            case ExitKind.MSR_WRITE:
-                return MsrWrite(address, q[_EXIT_DATA])
-            case ExitKind.TPR_READ:
-                return TprRead()
-            case ExitKind.TPR_WRITE:
-                return TprWrite(q[_EXIT_DATA])
-            case ExitKind.HYPERCALL:
-                call, *arguments = (int(self.state.gpr[n]) & (1 << 8 * size) - 1 for n in HYPERCALL_REGISTERS)
-                return Hypercall(call, tuple(arguments), size)
-            case ExitKind.INTERRUPT_WINDOW:
-                return InterruptWindow()
-            case ExitKind.HALT:
-                return Halt()
-            case ExitKind.BREAKPOINT:
-                self.state.passed = address + 1
-                return Debugged(DebugCause.BREAKPOINT, address)
-            case ExitKind.WATCHPOINT:
-                return Debugged(DebugCause.WATCHPOINT, address)
-            case ExitKind.SLICED:
-                if self._stepping and int(self.state.steps) == 0:
-                    return Debugged(DebugCause.STEP, int(self.state.rip))
-                return Sliced()
-            case ExitKind.SHUTDOWN:
-                return Shutdown(self._why_shutdown())
-            case ExitKind.FAILURE:
-                return EngineFailure(f"the guest jumped to physical address {address:#x}, where no memory is "
-                                     f"(RIP {int(self.state.rip):#x})")
-        return EngineFailure(f"the engine left for no reason ({q[_EXIT_KIND]})")
+        make = _EXITS.get(q[_EXIT_KIND])
+        if make is None:
+            return EngineFailure(f"the engine left for no reason ({q[_EXIT_KIND]})")
+        return make(self, q[_EXIT_ADDRESS], q[_EXIT_DATA], q[_EXIT_SIZE])
+
+    def _hypercall(self, size: int) -> Hypercall:
+        call, *arguments = (int(self.state.gpr[n]) & (1 << 8 * size) - 1 for n in HYPERCALL_REGISTERS)
+        return Hypercall(call, tuple(arguments), size)
+
+    def _breakpoint(self, address: int) -> Debugged:
+        self.state.passed = address + 1
+        return Debugged(DebugCause.BREAKPOINT, address)
+
+    def _sliced(self) -> Exit:
+        if self._stepping and int(self.state.steps) == 0:
+            return Debugged(DebugCause.STEP, int(self.state.rip))
+        return Sliced()
 
     def _why_shutdown(self) -> str:
         s = self.state
@@ -420,3 +397,26 @@ _EXIT_KIND, _EXIT_ADDRESS, _EXIT_DATA, _EXIT_SIZE = map(_at, ("exit_kind", "exit
 _REPLAY_COUNT, _REPLAY_DATA, _INJECT = map(_at, ("replay_count", "replay_data", "inject"))
 _DEADLINE, _INTR, _KICK = map(_at, ("deadline", "intr", "kick"))
 _NMI_SENT, _NMI_TAKEN, _NMI_BLOCKED = map(_at, ("nmi_sent", "nmi_taken", "nmi_blocked"))
+_FIRST_QUESTION, _LAST_QUESTION = int(ExitKind.PORT_IN), int(ExitKind.HYPERCALL)
+
+# What an exit is made of: address, data and size as the compiled code left them. A table of ints, since looking up a
+# member of an enum takes as long as an exit.
+_EXITS: Final[dict[int, Callable[[BaseVcpu, int, int, int], Exit]]] = {
+    int(ExitKind.PORT_IN): lambda cpu, port, data, size: PortIn(port & 0xFFFF, size),
+    int(ExitKind.PORT_OUT): lambda cpu, port, data, size: PortOut(port & 0xFFFF, size, data & (1 << 8 * size) - 1),
+    int(ExitKind.MMIO_READ): lambda cpu, address, data, size: MmioRead(address, size),
+    int(ExitKind.MMIO_WRITE): lambda cpu, address, data, size: MmioWrite(address, size, data & (1 << 8 * size) - 1),
+    int(ExitKind.MSR_READ): lambda cpu, index, data, size: MsrRead(index),
+    int(ExitKind.MSR_WRITE): lambda cpu, index, data, size: MsrWrite(index, data),
+    int(ExitKind.TPR_READ): lambda cpu, address, data, size: TprRead(),
+    int(ExitKind.TPR_WRITE): lambda cpu, address, data, size: TprWrite(data),
+    int(ExitKind.HYPERCALL): lambda cpu, address, data, size: cpu._hypercall(size),
+    int(ExitKind.INTERRUPT_WINDOW): lambda cpu, address, data, size: InterruptWindow(),
+    int(ExitKind.HALT): lambda cpu, address, data, size: Halt(),
+    int(ExitKind.SLICED): lambda cpu, address, data, size: cpu._sliced(),
+    int(ExitKind.BREAKPOINT): lambda cpu, address, data, size: cpu._breakpoint(address),
+    int(ExitKind.WATCHPOINT): lambda cpu, address, data, size: Debugged(DebugCause.WATCHPOINT, address),
+    int(ExitKind.SHUTDOWN): lambda cpu, address, data, size: Shutdown(cpu._why_shutdown()),
+    int(ExitKind.FAILURE): lambda cpu, address, data, size: EngineFailure(
+        f"the guest jumped to physical address {address:#x}, where no memory is (RIP {int(cpu.state.rip):#x})"),
+}  # fmt: skip
