@@ -37,8 +37,8 @@ def test_where_qmp_is_spoken(text, address):
 
 
 @pytest.mark.parametrize("text", [
-    "", "1234", "unix:", "tcp:", "tcp:1234", ":", ":99999", ":123456", "udp::1", "vc", "stdio:1", "unix:a,frob=on", "tcp::1,wait=maybe",
-    "unix:" + "a" * 108, "tcp:a b:1",
+    "", "1234", "unix:", "tcp:", "tcp:1234", ":", ":99999", ":123456", "udp::1", "vc", "stdio:1", "unix:a,frob=on",
+    "tcp::1,wait=maybe", "unix:" + "a" * 108, "tcp:a b:1",
 ])  # fmt: skip
 def test_what_is_no_address_is_refused_with_its_name(text):
     for parse in (gdb_address, qmp_address):

@@ -25,6 +25,7 @@ MOST_LINES: Final = 1 << 14
 MOST_ITEMS: Final = 1 << 14
 SIZES: Final = {"b": 1, "h": 2, "w": 4, "g": 8}
 LINE: Final = 16  # bytes of a line of memory
+BYTE_LINE: Final = 8  # the same where bytes are shown
 _FORMAT: Final = re.compile(r"/(\d*)([a-z]*)")
 _TERM: Final = re.compile(r"\s*([+-]?)\s*(0[xX][0-9A-Fa-f]+|\d+|\$\w+)")
 
@@ -172,13 +173,15 @@ class Monitor:
                     raise Misused(f"invalid char in format: '{letter}'")
         if count > MOST_ITEMS:
             raise Misused(f"at most {MOST_ITEMS} items at once")
-        size = 1 if self._format == "c" else self._size
+        size = self._size
+        if self._format == "c":
+            count, size = count * size, 1
         with self._controller.still():
             address = self._address(rest)
             return list(self._memory_lines(space, address, count, size))
 
     def _memory_lines(self, space: AddressSpace, address: int, count: int, size: int) -> Iterator[str]:
-        per_line = (8 if self._format == "c" else LINE) // size
+        per_line = BYTE_LINE if size == 1 else LINE // size
         while count > 0:
             now = min(count, per_line)
             try:
@@ -194,7 +197,7 @@ class Monitor:
     def _value(self, value: int, size: int) -> str:
         decimal = (8 * size * 10 + 32) // 33
         match self._format:
-            case "o": return f"0{value:o}".rjust((8 * size + 2) // 3)
+            case "o": return (f"0{value:o}" if value else "0").rjust((8 * size + 2) // 3)
             case "u": return f"{value:{decimal}d}"
             case "d": return f"{value - (value >> 8 * size - 1 << 8 * size):{decimal}d}"
             case "c": return _character(value)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WRITABLE, USER, WRITE_THROUGH, NO_CACHE, ACCESSED, DIRTY, GLOBAL = (1 << bit for bit in (1, 2, 3, 4, 5, 6, 8))
 NO_EXECUTE: Final = 1 << 63
 FRAME: Final = 0x000F_FFFF_FFFF_F000
-MOST_TABLES: Final = 1 << 13
+MOST_TABLES: Final = 1 << 12
 """A guest can make tables that take days to read; this many are looked at."""
 
 
