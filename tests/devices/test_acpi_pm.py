@@ -8,6 +8,7 @@ from xuni.devices.acpi_pm import PM_TIMER_HZ, AcpiPm, AcpiPmConfig
 
 STATUS, ENABLE, CONTROL, TIMER, GPE_STATUS, GPE_ENABLE = 0, 2, 4, 8, 0x20, 0x22
 SLP_EN = 1 << 13
+SLEEP_3 = 1 << 10 | SLP_EN
 POWER_BUTTON = 1 << 8
 
 
@@ -19,7 +20,8 @@ def events() -> list[object]:
 @pytest.fixture
 def pm(clock, irq, events) -> AcpiPm:
     config = AcpiPmConfig(s5_type=5)
-    return AcpiPm(clock.timers, irq.line, lambda: events.append("off"), events.append, config)
+    return AcpiPm(clock.timers, irq.line, lambda: events.append("off"), lambda: events.append("sleep"),
+                  lambda: events.append("wake"), config)
 
 
 def test_the_timer_runs_at_its_rate_and_wraps(pm, clock):
@@ -30,15 +32,42 @@ def test_the_timer_runs_at_its_rate_and_wraps(pm, clock):
     assert pm.read(TIMER, 4) == 1201 * PM_TIMER_HZ % (1 << 32)
 
 
-def test_sleep_type_five_powers_off_and_others_are_passed_on(pm, events):
+def test_sleep_types(pm, events):
     pm.write(CONTROL, 2, 5 << 10)
     assert events == []
     pm.write(CONTROL, 2, 1 << 10 | SLP_EN)
+    pm.write(CONTROL, 2, 3 << 10 | SLP_EN)  # not one of ours
     pm.write(CONTROL, 2, 5 << 10 | SLP_EN)
-    assert events == [1, "off"]
+    assert events == ["sleep", "off"]
     assert pm.read(CONTROL, 2) == 5 << 10 | 1  # SLP_EN reads as zero; SCI_EN is not the guest's to clear here
     pm.write(CONTROL + 1, 1, 5 << 2 | SLP_EN >> 8)
-    assert events == [1, "off", "off"]
+    assert events == ["sleep", "off", "off"]
+
+
+RTC, WAKE = 1 << 10, 1 << 15
+
+
+def test_an_enabled_alarm_wakes_and_says_so(pm, events, irq):
+    pm.alarm()
+    assert pm.read(STATUS, 2) == RTC and events == [] and not irq.level
+    pm.write(STATUS, 2, RTC)
+    pm.write(CONTROL, 2, SLEEP_3)
+    pm.alarm()
+    assert events == ["sleep"], "not enabled"
+    pm.write(STATUS, 2, RTC)
+    pm.write(ENABLE, 2, RTC)
+    pm.alarm()
+    pm.alarm()
+    assert events == ["sleep", "wake"]
+    assert pm.read(STATUS, 2) == RTC | WAKE
+    pm.write(CONTROL, 2, SLEEP_3)  # what is pending wakes at once
+    assert events == ["sleep", "wake", "sleep", "wake"]
+
+
+def test_the_power_button_wakes_always(pm, events):
+    pm.write(CONTROL, 2, SLEEP_3)
+    pm.press_power_button()
+    assert events == ["sleep", "wake"] and pm.read(STATUS, 2) == POWER_BUTTON | WAKE
 
 
 def test_the_power_button_interrupts_until_its_status_is_cleared(pm, irq):

@@ -8,6 +8,7 @@ from threading import Condition
 import pytest
 
 from xuni.exits import DebugControl, Exit, Reply, Sliced
+from xuni.isa.x86.cpustate import CpuState
 from xuni.machine.machine import CpuConfig
 from xuni.machine.pc import Pc, PcConfig
 from xuni.memory.guest import GuestMemory
@@ -51,6 +52,9 @@ class ScriptedCpu:
 
     def init(self) -> None:
         self.log.append("init")
+
+    def start(self, at: CpuState) -> None:
+        self.log.append(at)
 
     def startup(self, vector: int) -> None:
         self.log.append(("startup", vector))

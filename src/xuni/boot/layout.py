@@ -24,6 +24,8 @@ EBDA: Final = 0x9_FC00
 """Extended BIOS data area: base memory ends here, and what follows up to 1 MiB is reserved."""
 ACPI_BASE: Final = 0xE_0000
 """RSDP, and behind it the other ACPI tables. ACPI 6.5, section 5.2.5.1 lets a guest look for the RSDP from here on."""
+FACS: Final = ACPI_BASE + 0x40
+"""Firmware ACPI Control Structure, where a guest that wants to sleep leaves the address to wake at."""
 BIOS_ROM: Final = 0xF_0000
 HIGH_MEMORY: Final = 0x10_0000
 

@@ -34,6 +34,8 @@ class AcpiPmConfig:
     disable_value: int = 0x03
     s5_type: int = 0
     """SLP_TYP that means power off; bare-metal guests write 0x2000 to the control register."""
+    s3_type: int = 1
+    """SLP_TYP that means suspend to RAM: memory, this block and the real-time clock keep their power."""
     timer_bits: int = 32
     """Width of the timer: 24 or 32 (FADT flag TMR_VAL_EXT)."""
 
@@ -62,17 +64,20 @@ class AcpiPmState:
     timer_seen: int = 0
     smi_command: int = 0
     smi_status: int = 0
+    asleep: bool = False
+    """In S3, until an event that is enabled, or the power button."""
 
 
 class AcpiPm:
-    """The register block. `sleep` gets the SLP_TYP of a sleep other than S5."""
+    """The register block. `sleep` takes the power from the processors and the other chips, `wake` gives it back."""
 
     def __init__(
         self,
         timers: Timers,
         sci: Line,
         power_off: Callable[[], None],
-        sleep: Callable[[int], None] = lambda sleep_type: None,
+        sleep: Callable[[], None] = lambda: None,
+        wake: Callable[[], None] = lambda: None,
         config: AcpiPmConfig | None = None,
         state: AcpiPmState | None = None,
     ) -> None:
@@ -81,6 +86,7 @@ class AcpiPm:
         self._sci = sci
         self._power_off = power_off
         self._sleep = sleep
+        self._wake = wake
         self.config = config or AcpiPmConfig()
         self.state = state or AcpiPmState()
         self.smi = SmiCommand(self)
@@ -93,6 +99,11 @@ class AcpiPm:
     def press_power_button(self) -> None:
         """Tell the guest that its user wants it off."""
         self.state.status |= Pm1.POWER_BUTTON
+        self._update()
+
+    def alarm(self) -> None:
+        """The real-time clock's alarm output."""
+        self.state.status |= Pm1.RTC
         self._update()
 
     def raise_gpe(self, number: int) -> None:
@@ -150,8 +161,10 @@ class AcpiPm:
             sleep_type = value >> 10 & 7
             if sleep_type == self.config.s5_type:
                 self._power_off()
-            else:
-                self._sleep(sleep_type)
+            elif sleep_type == self.config.s3_type:
+                s.status &= ~Pm1.WAKE
+                s.asleep = True
+                self._sleep()
 
     def _half_period(self) -> int:
         """Ticks between changes of the timer's highest bit, each of which sets TMR_STS."""
@@ -164,9 +177,13 @@ class AcpiPm:
         s.timer_seen = now
 
     def _update(self) -> None:
-        """Drive the SCI and wait for the timer's next carry if the guest wants to hear of it."""
+        """Drive the SCI, wake a guest that sleeps, and wait for the timer's next carry if it wants to hear of it."""
         s = self.state
         self._note_carry()
+        if s.asleep and s.status & (s.enable & ~Pm1.TIMER | Pm1.POWER_BUTTON):
+            s.asleep = False
+            s.status |= Pm1.WAKE
+            self._wake()
         pending = s.status & s.enable or s.gpe_status & s.gpe_enable
         self._sci.set(bool(pending and s.control & SCI_ENABLE))
         if s.enable & Pm1.TIMER and not s.status & Pm1.TIMER:

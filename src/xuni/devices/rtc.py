@@ -107,10 +107,11 @@ class Rtc:
 
     def __init__(
         self, timers: Timers, irq: Line, wall_clock: Callable[[], datetime], cells: dict[int, int] | None = None,
-        state: RtcState | None = None,
+        state: RtcState | None = None, on_alarm: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self._now = timers.now
         self._irq = irq
+        self._on_alarm = on_alarm
         self._timer = timers.timer(self._event)
         if state is None:
             now = timers.now()
@@ -309,6 +310,8 @@ class Rtc:
         if cells[Reg.C] & cells[Reg.B] & _ENABLES:
             cells[Reg.C] |= C.INTERRUPT
             self._irq.set(True)
+            if cells[Reg.C] & cells[Reg.B] & C.ALARM:
+                self._on_alarm()
         else:
             cells[Reg.C] &= ~C.INTERRUPT & 0xFF
             self._irq.set(False)

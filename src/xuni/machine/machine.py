@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, Final, Protocol
@@ -14,7 +14,7 @@ from xuni.exits import Hypercall, Vcpu
 from xuni.machine.hypercalls import NO_SUCH_CALL
 from xuni.machine.processor import Processor
 from xuni.machine.run import run
-from xuni.machine.stopped import STANDSTILL, Interrupted, Paused, Reset, Stopped, Timeout, TripleFault
+from xuni.machine.stopped import STANDSTILL, Halted, Interrupted, Paused, Reset, Stopped, Suspended, Timeout, TripleFault
 
 if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
@@ -72,6 +72,14 @@ class Machine:
         """
         self.reload: Callable[[], None] | None = None
         """Loads the guest again: what a reset from outside does where `reboot` is None."""
+        self.resume: Callable[[], None] | None = None
+        """What wakes a guest from suspension, when the event came: chips get power again, firmware hands over. None: a
+        suspension ends the machine.
+        """
+        self.asleep = False
+        """Suspended: processors have no power, chips wait for an event."""
+        self.woken = False
+        """The event came."""
         self.on_restart: list[Callable[[], None]] = []
         """Called after each reset that did not stop the machine, when the guest is loaded again and nothing runs yet."""
         self.wait_for: Callable[[Condition, float | None], object] = Condition.wait
@@ -111,10 +119,11 @@ class Machine:
                 self._timeout_seconds = timeout
                 self._timeout.set(self.bus.timers.now() + int(timeout * SECOND))
         while True:
-            stopped = self._run_processors()
-            if not isinstance(stopped, Reset | TripleFault) or self.reboot is None:
-                break
-            self.restart()
+            match self._slumber() if self.asleep else self._run_processors():
+                case None: pass
+                case Suspended() if self.resume is not None: self.asleep = True
+                case Reset() | TripleFault() if self.reboot is not None: self.restart()
+                case stopped: break
         with self.bus.lock:
             self._timeout.cancel()
         return stopped
@@ -135,11 +144,13 @@ class Machine:
         """End `run` because the user wants it."""
         self.stop(Interrupted())
 
-    def reset(self) -> None:
-        """Pull the reset line of every chip and processor; memory keeps its contents."""
+    def reset(self, but: Collection[Resettable] = ()) -> None:
+        """Pull the reset line of every chip and processor; memory keeps its contents, and so do chips of `but`."""
         with self.bus.lock:
+            self.asleep = self.woken = False
             for chip in self.resettable:
-                chip.reset()
+                if chip not in but:
+                    chip.reset()
             for processor in self.processors:
                 processor.apic.reset()
                 processor.reset()
@@ -160,6 +171,11 @@ class Machine:
             run(processor, self)
         with self.bus.lock:
             self.stopped = None
+
+    def wake(self) -> None:
+        """A chip's event that ends a suspension."""
+        self.woken = True
+        self.processors[0].notify()
 
     def press_power_button(self) -> None:
         """Tell the guest that its user wants it off. A board without such a button does nothing."""
@@ -228,6 +244,26 @@ class Machine:
         with self.bus.lock:  # taken, so that a stop from now on is for the next run
             stopped, self.stopped = self.stopped, None
         assert stopped is not None
+        return stopped
+
+    def _slumber(self) -> Stopped | None:
+        """Let timers run until a chip wakes the guest (None), or the machine is stopped."""
+        first, timers = self.processors[0], self.bus.timers
+        self.idle()
+        with self.bus.lock:
+            first.sleeping = True
+            while self.stopped is None and not self.woken:
+                if timers.deadline <= timers.now():
+                    timers.run_due()
+                elif timers.deadline == NEVER and not self.expects_input:
+                    self.stop(Halted("it is suspended, and no timer is set that could wake it"))
+                else:
+                    self.wait(first)
+            first.sleeping = False
+            stopped, self.stopped = self.stopped, None
+            if stopped is None:
+                assert self.resume is not None
+                self.resume()
         return stopped
 
     def _run_in_thread(self, processor: Processor) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from xuni.boot.layout import BoardFacts
+from xuni.boot.layout import FACS, BoardFacts
 from xuni.devices.acpi_pm import BLOCK_SIZE, AcpiPm, AcpiPmConfig
 from xuni.devices.apic.bus import ApicBus
 from xuni.devices.apic.ioapic import IoApic, IoApicConfig
@@ -37,10 +37,11 @@ from xuni.devices.test_ports import (
 )
 from xuni.devices.uart import COM_PORTS, Uart16550, UartConfig
 from xuni.exits import OwnTsc
+from xuni.isa.x86.cpustate import protected_flat, real_mode
 from xuni.machine import hypercalls
 from xuni.machine.console import SerialConsole
 from xuni.machine.machine import Engine, Machine
-from xuni.machine.stopped import DebugExit, PowerOff
+from xuni.machine.stopped import DebugExit, PowerOff, Suspended
 from xuni.memory.guest import GuestAddressError
 
 if TYPE_CHECKING:
@@ -125,8 +126,10 @@ class Pc(Machine):
 
         # Chips.
         self.pit = Pit8254(timers, bus.lines.source((config.pit or PitConfig()).irq))
-        self.rtc = Rtc(timers, bus.lines.source(config.rtc.irq), wall_clock, memory_size_cells(memory.size))
-        self.acpi = AcpiPm(timers, bus.lines.source(config.acpi.sci), self.power_off, config=config.acpi)
+        self.rtc = Rtc(timers, bus.lines.source(config.rtc.irq), wall_clock, memory_size_cells(memory.size),
+                       on_alarm=lambda: self.acpi.alarm())
+        self.acpi = AcpiPm(timers, bus.lines.source(config.acpi.sci), self.power_off, self.suspend, self.wake, config.acpi)
+        self.resume = self._resume
         self.dma = [Dma8237(stride=1), Dma8237(stride=2)]
         self.dma_pages = DmaPages()
         self.port_b = SystemControlB(self.pit.counters[2], timers.now)
@@ -190,6 +193,25 @@ class Pc(Machine):
     def power_off(self) -> None:
         """A chip's power output."""
         self.stop(PowerOff())
+
+    def suspend(self) -> None:
+        """A chip takes the power from the processors and most chips."""
+        self.stop(Suspended())
+
+    def _resume(self) -> None:
+        """What firmware does after S3: the chips are set up, and the guest goes on where its waking vector points.
+
+        ACPI 6.5, table 5.12: the vector is a real-mode address, or, if that is 0, a flat 32-bit one. Without any, or
+        without tables in which one could be, the guest begins anew.
+        """
+        real, flat = (self.memory.read_u32(FACS + 12), self.memory.read_u64(FACS + 24)) if self.config.acpi_tables else (0, 0)
+        self.reset(but=(self.rtc, self.acpi))
+        if not real and not flat:
+            self.request_reset()
+            return
+        self.legacy_firmware_state()
+        state = real_mode(real >> 4 & 0xFFFF, real & 0xF) if real else protected_flat(flat & 0xFFFFFFFF)
+        self.vcpus[0].start(state)
 
     def press_power_button(self) -> None:
         """As the button on the case does: an ACPI event."""

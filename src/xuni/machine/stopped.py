@@ -53,6 +53,16 @@ class Reset:
 
 
 @dataclass(frozen=True, slots=True)
+class Suspended:
+    """The guest sleeps (ACPI S3), on a board that cannot wake it."""
+
+    exit_status: ClassVar[int] = ExitStatus.POWER_OFF
+
+    def __str__(self) -> str:
+        return "the guest suspended the machine to memory"
+
+
+@dataclass(frozen=True, slots=True)
 class DebugExit:
     """The guest wrote `value` to the debug-exit port."""
 
@@ -155,7 +165,8 @@ class EngineFailed:
 
 
 Stopped = (
-    PowerOff | Reset | DebugExit | TripleFault | Halted | Timeout | Interrupted | DebugStop | Paused | Quit | EngineFailed
+    PowerOff | Reset | Suspended | DebugExit | TripleFault | Halted | Timeout | Interrupted | DebugStop | Paused | Quit
+    | EngineFailed
 )
 
 STANDSTILL: Final = (DebugStop, Paused)

@@ -12,10 +12,11 @@ MAX_NAMED_CPUS = 4096
 
 def definition_block(board: BoardFacts) -> bytes:
     """The AML of the DSDT, without the table header."""
-    sleep = aml.integer(board.acpi.s5_type)
+    zero, s3, s5 = (aml.integer(value) for value in (0, board.acpi.s3_type, board.acpi.s5_type))
     return b"".join(
         [
-            aml.name("\\_S5_", aml.package(sleep, sleep, aml.integer(0), aml.integer(0))),
+            aml.name("\\_S3_", aml.package(s3, s3, zero, zero)),
+            aml.name("\\_S5_", aml.package(s5, s5, zero, zero)),
             aml.scope("\\_SB_", *(_processor(number) for number in range(board.cpus)), _host_bridge(board)),
         ]
     )

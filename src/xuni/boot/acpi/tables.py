@@ -147,6 +147,7 @@ def build(memory: GuestMemory, board: BoardFacts) -> int:
         return address
 
     facs_address = put(facs())
+    assert facs_address == layout.FACS
     dsdt_address = put(table(b"DSDT", 2, dsdt.definition_block(board)))
     tables = [put(fadt(facs_address, dsdt_address, board)), put(madt(board))]
     rsdt = put(table(b"RSDT", 1, pack(f"<{len(tables)}I", *tables)))
