@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from xuni.host.kvm.reasons import Debug
 
 REGISTERS: Final = 4
-BS: Final = 1 << 14  # DR6: a single step
 LOCAL_EXACT, FIXED = 1 << 8, 1 << 10
 LENGTHS: Final = {1: 0, 2: 1, 4: 3, 8: 2}  # DR7.LEN, SDM vol. 3B, 18.2.4
 WRITES, ACCESSES = 1, 3
@@ -29,11 +28,10 @@ class Debugger:
         self._vcpu = vcpu
         self._wanted = DebugControl()
         self._at: int | None = None  # the breakpoint that was reported and is next
-
-    @property
-    def active(self) -> bool:
+        self.active = False
         """Whether there is anything to watch for."""
-        return self._wanted.step or bool(self._wanted.breakpoints or self._wanted.watchpoints)
+        self.unfinished = False
+        """A device was asked, and the instruction is not complete."""
 
     def control(self, control: DebugControl) -> None:
         """Replace what is wanted. ValueError for a watchpoint that no debug register can hold."""
@@ -43,10 +41,18 @@ class Debugger:
             if point.length not in LENGTHS or point.address % point.length:
                 raise ValueError(f"watchpoint at {point.address:#x}+{point.length}: 1, 2, 4 or 8 bytes, aligned")
         self._wanted = control
+        self.active = control.step or bool(control.breakpoints or control.watchpoints)
+        self.unfinished = False
         self._apply(self._step_flags())
 
     def before(self) -> Exit | None:
         """The guest is about to go on."""
+        if self.unfinished:
+            self.unfinished = False
+            if self._wanted.step or self._by_steps:  # KVM may forget the step of an instruction that a device answered
+                if self._vcpu.finish():
+                    return self._vcpu.decode()
+                return self._arrived(self._vcpu.linear_rip(), 0)
         if self._at is not None:
             # The breakpoint would be met again at once: execute its instruction without it.
             self._apply(GuestDebug.ENABLE | GuestDebug.SINGLESTEP)
@@ -54,19 +60,20 @@ class Debugger:
 
     def stopped(self, reason: Debug) -> Exit:
         """KVM_EXIT_DEBUG."""
-        wanted, passed = self._wanted, self._at
-        self._at = None
+        passed, self._at = self._at, None
         if passed is not None:
             self._apply(self._step_flags())
-        hit = next((point.address for n, point in enumerate(wanted.watchpoints) if reason.dr6 >> n & 1), None)
-        if hit is not None and not reason.dr6 & BS:
+        return self._arrived(reason.pc, reason.dr6)
+
+    def _arrived(self, pc: int, dr6: int) -> Exit:
+        wanted = self._wanted
+        hit = next((point.address for n, point in enumerate(wanted.watchpoints) if dr6 >> n & 1), None)
+        if hit is not None:
             return Debugged(DebugCause.WATCHPOINT, hit)
-        if reason.pc in wanted.breakpoints:
-            self._at = reason.pc
-            return Debugged(DebugCause.BREAKPOINT, reason.pc)
-        if wanted.step:
-            return Debugged(DebugCause.STEP, reason.pc)
-        return Sliced()
+        if pc in wanted.breakpoints:
+            self._at = pc
+            return Debugged(DebugCause.BREAKPOINT, pc)
+        return Debugged(DebugCause.STEP, pc) if wanted.step else Sliced()
 
     @property
     def _by_steps(self) -> bool:

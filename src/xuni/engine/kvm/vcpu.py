@@ -70,6 +70,8 @@ MTRR_DEF_TYPE, MTRR_RESET = 0x2FF, 0xC06
 PAGE: Final = 4096
 PIECES: Final = 1 << 16  # unfinished requests that a processor may have: none has
 
+UNFINISHED: Final = (ExitReason.IO, ExitReason.MMIO, ExitReason.X86_RDMSR, ExitReason.X86_WRMSR)
+"""Exits in the middle of an instruction."""
 KNOWN: Final = 4096  # OUTs whose parts are kept
 
 
@@ -142,8 +144,10 @@ class KvmVcpu:
     def run(self, reply: Reply) -> Exit:
         if self._open is not None:
             answer, self._open = self._open, None
-            answer(reply)
-        server, enter, known = self._server, self._entry.call, self._known
+            if not self._init:  # else the access is forgotten
+                answer(reply)
+        server = None if self.debugger.active else self._server
+        enter, known = self._entry.call, self._known if server else {}
         write = server.write if server else None
         while True:
             if self._attention:
@@ -158,7 +162,7 @@ class KvmVcpu:
                 if left >= FAILED:
                     return self._interrupted((1 << 64) - left)
                 if server is None:
-                    return self._port()
+                    return self._decode()
                 self._serve(server, left)
             else:
                 assert write is not None  # what is known was served
@@ -273,7 +277,10 @@ class KvmVcpu:
         if self.halted:
             self._attention = True
             return self._sliced() if self._kicked else Halt()
-        return self.debugger.before()
+        if self.debugger.active:
+            self._attention = True
+            return self.debugger.before()
+        return None
 
     def _bind(self) -> None:
         """Run in this thread from now on."""
@@ -300,18 +307,22 @@ class KvmVcpu:
             saved.put_registers(self, real_mode(vector << 8, 0))
 
     def _settle(self) -> None:
-        """Have KVM finish the instruction in progress, whose effect no longer counts, without going on."""
+        """Have KVM finish the instruction in progress, whose effect no longer counts."""
         self._open = None
         self._held.clear()
         self.fallback.abandon()
+        for _ in range(PIECES):
+            if not self.finish():
+                break
+        self._u8[READY] = 0
+
+    def finish(self) -> bool:
+        """Have KVM finish the instruction in progress, without going on; True if that ended in an exit."""
         self._u8[IMMEDIATE_EXIT] = 1
         try:
-            for _ in range(PIECES):
-                if not self.kvm.run():
-                    break
+            return self.kvm.run()
         finally:
             self._u8[IMMEDIATE_EXIT] = 0
-        self._u8[READY] = 0
 
     def _call_back(self) -> None:
         self._attention = True
@@ -359,10 +370,13 @@ class KvmVcpu:
         self._open = answer
         self._attention = True
 
+    def linear_rip(self) -> int:
+        """The linear address of the next instruction."""
+        return int(self.kvm.sregs().cs.base) + int(self.kvm.regs().rip) & (1 << 64) - 1
+
     def instruction_places(self) -> list[tuple[int, int]]:
         """Guest-physical addresses and lengths of the 15 bytes at RIP, as far as they are mapped."""
-        regs, sregs = self.kvm.regs(), self.kvm.sregs()
-        linear = sregs.cs.base + regs.rip & (1 << 64) - 1
+        linear = self.linear_rip()
         in_page = min(15, PAGE - linear % PAGE)
         found = []
         for start, length in ((linear, in_page), (linear + in_page, 15 - in_page)):
@@ -457,6 +471,8 @@ class KvmVcpu:
             self.kvm.interrupt(reply.vector)
 
     def _decode(self) -> Exit:
+        if self.debugger.active and self._u32[REASON] in UNFINISHED:
+            self.debugger.unfinished = True
         match self._u32[REASON]:
             case ExitReason.IO:
                 return self._port()
