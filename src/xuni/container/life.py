@@ -133,12 +133,12 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         if wishes.pid_file:
             write_pid(wishes.pid_file, run.pid)
         talk.tell(b"g")
+        if not wait:
+            talk.expect_end()
     except BaseException:
         run.close()
-        undo(Container(home, home.read()), run, steps)
+        undo(Container(home, home.read()), run)
         raise
-    if not wait:
-        talk.expect_end()
     run.close()
     return run
 
@@ -225,7 +225,8 @@ def after(container: Container, spec: Spec, point: str) -> None:
     from xuni.container.hooks import RunHook
 
     run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
-    run.state = state_text(container)
+    # The process may have ended by now, or may not have been waited for yet: the point says where in its life this is.
+    run.state = json.dumps(report(container.kept, "running" if point == "poststart" else "stopped"))
     run.open_hook_output()
     for index, each in enumerate(getattr(spec.hooks, point, ())):
         try:
@@ -278,7 +279,7 @@ def _end(container: Container) -> None:
         unmount_extra(k.Linux(), kept.rootfs, kept.mounts_below - 1)
 
 
-def undo(container: Container, run: Run, steps: Plan) -> None:
+def undo(container: Container, run: Run) -> None:
     """After a failed create: what delete does, and poststop hooks as the specification asks."""
     if run.pidfd >= 0:
         try:
