@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Runs a directory of built kvm-unit-tests under several machines and prints the table, test by test.
 
-    bench/kvm_unit_tests.py DIRECTORY [--i386 DIRECTORY] [--machines xuni,tcg] [--only REGEX] [--timeout 90]
+    bench/kvm_unit_tests.py DIRECTORY [--i386 DIRECTORY] [--machines xuni,xuni-kvm,tcg,kvm] [--only REGEX] [--timeout 90]
 
-The entries, their arguments and QEMU options come from x86/unittests.cfg of DIRECTORY. A cell is passes/failures/skips
+The entries, their arguments and QEMU options come from x86/unittests.cfg of DIRECTORY; xuni understands them as QEMU does.
+A cell is passes/failures/skips
 (lines that begin with PASS, FAIL, SKIP), the verdict, and seconds of CPU time. `--peer NAME=FILE` adds a column from a
 table recorded before with `--json`.
 """
@@ -24,11 +25,11 @@ from watch import Watched
 
 MEMORY = 128  # MiB, QEMU's own default
 PASSED, SKIPPED, ABORTED = 1, 77, 127  # through isa-debug-exit: value * 2 + 1
-TIMEOUT_STATUS, SHUTDOWN_STATUS = 124, 125  # xuni's own
+TIMEOUT_STATUS, BAD_INPUT = 124, 2
 RESULT = re.compile(r"^(PASS|FAIL|SKIP)\b")
 UNHANDLED = re.compile(r"^(Unhandled exception|Unhandled cpu exception|ABORT:|STACK:|\s*Aborted|.*: assert failed: )")
-NOT_NESTED = "^(vmx|svm|ept|hyperv_|asyncpf|kvmclock|vmware|pmu|intel_iommu|cet|lam|tsx)"
-"""Entries left out unless asked for: they need nested virtualization, paravirtual interfaces or vendor counters."""
+NEEDS_MORE = "^(vmx|svm|ept|hyperv_|pmu)"
+"""Entries left out unless asked for: they need nested virtualization, Hyper-V's interfaces or a vendor's counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,8 @@ def judge(lines: Iterable[str], status: int, timed_out: bool) -> tuple[int, int,
         case _ if status == PASSED and counts["FAIL"] == 0: verdict = "PASS"
         case _ if status == SKIPPED: verdict = "SKIP"
         case _ if broken or status == ABORTED: verdict = "ABORT"
-        case _ if status == SHUTDOWN_STATUS: verdict = "SHUTDOWN"
         case 0: verdict = "RESET"  # ended without a word to the debug-exit port
+        case _ if status == BAD_INPUT: verdict = "REFUSED"  # the machine lacks what the entry asks for
         case _ if status & 1 and status > 0: verdict = "FAIL"
         case _: verdict = f"ERROR({status})"
     return counts["PASS"], counts["FAIL"], counts["SKIP"], verdict, tuple(failed)
@@ -141,7 +142,7 @@ def select(entries: Sequence[Entry], only: str, everything: bool, i386: Path | N
         if only:
             if re.search(only, entry.name):
                 yield entry
-        elif everything or ("nodefault" not in entry.groups and not re.search(NOT_NESTED, entry.name)):
+        elif everything or ("nodefault" not in entry.groups and not re.search(NEEDS_MORE, entry.name)):
             yield entry
 
 
@@ -177,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, help="a kvm-unit-tests tree, configured and built for x86_64")
     parser.add_argument("--i386", type=Path, metavar="DIRECTORY", help="one built for i386: adds the 32-bit entries")
     parser.add_argument("--all-i386", action="store_true", help="run the i386 build of every entry that has one, only")
-    parser.add_argument("--machines", default="xuni,tcg", help=f"of {','.join(MACHINES)}")
+    parser.add_argument("--machines", default="xuni,xuni-kvm,tcg,kvm", help=f"of {','.join(MACHINES)}")
     parser.add_argument("--only", default="", metavar="REGEX", help="entries whose name matches")
-    parser.add_argument("--all", action="store_true", help="also nested, paravirtual and counter tests")
+    parser.add_argument("--all", action="store_true", help="also the entries that need more than a plain machine")
     parser.add_argument("--timeout", type=float, default=90.0, help="seconds an entry may take")
     parser.add_argument("--logs", type=Path, help="keep each test's output in this folder")
     parser.add_argument("--json", type=Path, help="record the table in this file")

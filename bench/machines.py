@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 QEMU = "qemu-system-x86_64"
-# pc-testdev and isa-debug-exit are what kvm-unit-tests talk to; see their x86/run.
-QEMU_TEST_DEVICES = (
-    "-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-device", "pci-testdev",
-)  # fmt: skip
+# What kvm-unit-tests talk to; see their x86/run.
+TEST_DEVICES = ("-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +48,26 @@ class Machine:
     test: Callable[[TestGuest], list[str]]
 
 
-def _xuni(*options: str) -> list[str]:
-    return [sys.executable, "-m", "xuni", "vm", "run", *options]
+def _xuni_linux(engine: str) -> Callable[[LinuxGuest], list[str]]:
+    return lambda guest: [
+        sys.executable, "-m", "xuni", "vm", "run", "--engine", engine, "--kernel", str(guest.kernel),
+        "--initrd", str(guest.initrd), "--append", guest.append, "--memory", f"{guest.memory}M", "--serial", "stdio",
+    ]  # fmt: skip
 
 
-def _xuni_linux(guest: LinuxGuest) -> list[str]:
-    return _xuni(
-        "--kernel", str(guest.kernel), "--initrd", str(guest.initrd), "--append", guest.append,
-        "--memory", f"{guest.memory}M", "--serial", "stdio",
-    )  # fmt: skip
+def _test_options(guest: TestGuest, accelerator: str) -> list[str]:
+    """A test's command line behind the program's name: the same for QEMU and for xuni."""
+    options = [
+        "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-accel", accelerator,
+        *TEST_DEVICES, "-kernel", str(guest.kernel), "-smp", str(guest.cpus),
+    ]  # fmt: skip
+    if "-m" not in guest.qemu:
+        options += ["-m", str(guest.memory)]
+    return [*options, *(("-append", guest.arguments) if guest.arguments else ()), *guest.qemu]
 
 
-def _xuni_cpu(qemu: Sequence[str]) -> list[str]:
-    """What of QEMU's -cpu option xuni's --cpu knows: features by their QEMU names, the vendor, address bits.
-
-    The tests take a machine for a hypervisor's, whose VMCALL is answered.
-    """
-    names = {"x2apic": "x2apic", "tsc-deadline": "tsc_deadline_timer", "pcid": "pcid", "invpcid": "invpcid",
-             "umip": "umip", "la57": "la57"}  # fmt: skip
-    words = ["+hypercall"]
-    for word in qemu[qemu.index("-cpu") + 1].split(",") if "-cpu" in qemu[:-1] else ():
-        if word[:1] in "+-" and word[1:] in names:
-            words.append(word[0] + names[word[1:]])
-        elif word == "vendor=AuthenticAMD":
-            words.append("+amd")
-        elif word.startswith("phys-bits="):
-            words.append(word)
-    return ["--cpu", ",".join(words)]
-
-
-def _xuni_test(guest: TestGuest) -> list[str]:
-    options = ["--multiboot", str(guest.kernel), "--memory", f"{guest.memory}M", "--serial", "stdio"]
-    options += _xuni_cpu(guest.qemu)
-    return _xuni(*options, *(("--append", guest.arguments) if guest.arguments else ()))
+def _xuni_test(accelerator: str) -> Callable[[TestGuest], list[str]]:
+    return lambda guest: [sys.executable, "-m", "xuni", "qemu", *_test_options(guest, accelerator)]
 
 
 def _xuni_missing() -> str:
@@ -106,13 +91,7 @@ def _qemu_linux(accelerator: str) -> Callable[[LinuxGuest], list[str]]:
 
 
 def _qemu_test(accelerator: str) -> Callable[[TestGuest], list[str]]:
-    def command(guest: TestGuest) -> list[str]:
-        options = [*QEMU_TEST_DEVICES, "-kernel", str(guest.kernel), "-smp", str(guest.cpus)]
-        if "-m" not in guest.qemu:
-            options += ["-m", str(guest.memory)]
-        return _qemu(accelerator, *options, *(("-append", guest.arguments) if guest.arguments else ()), *guest.qemu)
-
-    return command
+    return lambda guest: [QEMU, *_test_options(guest, accelerator)]
 
 
 def _qemu_missing() -> str:
@@ -120,15 +99,16 @@ def _qemu_missing() -> str:
 
 
 def _kvm_missing() -> str:
-    return _qemu_missing() or ("" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be opened")
+    return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be opened"
 
 
 MACHINES = {
     machine.name: machine
     for machine in (
-        Machine("xuni", _xuni_missing, _xuni_linux, _xuni_test),
+        Machine("xuni", _xuni_missing, _xuni_linux("soft"), _xuni_test("tcg")),
+        Machine("xuni-kvm", lambda: _xuni_missing() or _kvm_missing(), _xuni_linux("kvm"), _xuni_test("kvm")),
         Machine("tcg", _qemu_missing, _qemu_linux("tcg,thread=single"), _qemu_test("tcg")),
-        Machine("kvm", _kvm_missing, _qemu_linux("kvm"), _qemu_test("kvm")),
+        Machine("kvm", lambda: _qemu_missing() or _kvm_missing(), _qemu_linux("kvm"), _qemu_test("kvm")),
     )
 }
 

@@ -79,13 +79,20 @@ def test_entries_that_cannot_run_are_left_out() -> None:
         (["PASS: a"], -9, True, (1, 0, 0, "TIMEOUT", ())),
         (["PASS: a"], 124, False, (1, 0, 0, "TIMEOUT", ())),
         ([], 0, False, (0, 0, 0, "RESET", ())),
-        ([], 125, False, (0, 0, 0, "SHUTDOWN", ())),
-        ([], 2, False, (0, 0, 0, "ERROR(2)", ())),
+        ([], 2, False, (0, 0, 0, "REFUSED", ())),
+        ([], 122, False, (0, 0, 0, "ERROR(122)", ())),
         (["FAIL: but says it passed"], 1, False, (0, 1, 0, "FAIL", ("but says it passed",))),
     ],
 )
 def test_a_tests_end_is_judged(lines: list[str], status: int, timed_out: bool, verdict: tuple[Any, ...]) -> None:
     assert kvm_unit_tests.judge(lines, status, timed_out) == verdict
+
+
+def test_xuni_and_qemu_get_the_same_command_line() -> None:
+    guest = machines.TestGuest(Path("a.flat"), "one two", 2, 128, ("-cpu", "qemu64,+x2apic", "-m", "2g"))
+    lines = {name: machines.MACHINES[name].test(guest) for name in ("xuni", "xuni-kvm", "tcg", "kvm")}
+    assert lines["tcg"][1:] == lines["xuni"][4:] and lines["kvm"][1:] == lines["xuni-kvm"][4:]
+    assert lines["xuni"][:4] == [sys.executable, "-m", "xuni", "qemu"]
 
 
 def test_the_table_has_sums_and_gaps(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_missing_machines_are_named(capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr(machines.shutil, "which", lambda name: None)
     assert [machine.name for machine in machines.choose(["xuni", "tcg"])] == ["xuni"]
     assert "skipped: tcg: qemu-system-x86_64 is not installed" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="unknown machine 'bochs': xuni, tcg, kvm"):
+    with pytest.raises(SystemExit, match="unknown machine 'bochs': xuni, xuni-kvm, tcg, kvm"):
         machines.choose(["bochs"])
     with pytest.raises(SystemExit, match="nothing to measure"):
         machines.choose(["tcg"])
