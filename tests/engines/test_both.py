@@ -393,7 +393,10 @@ def test_state_goes_to_another_processor(engine: Engine, memory: GuestMemory) ->
     other = engine(memory, CpuConfig())
     other.set_deadline((1 << 63) - 1)
     other.load(state)
-    assert go(other) == PortOut(0x10, 4, 0x12345678)
+    event = go(other)
+    if event == TprRead():  # an engine that keeps a copy of the task priority asks for it
+        event = go(other, Data(0))
+    assert event == PortOut(0x10, 4, 0x12345678)
     assert go(other) == PortOut(0x11, 2, 0x77)
     assert state.fxsave[32:42] == bytes.fromhex("0000000000000080ff3f")  # ST0 is 1
 

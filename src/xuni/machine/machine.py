@@ -56,7 +56,7 @@ class Machine:
     def __init__(self, memory: GuestMemory, engine: Engine, cpus: int = 1) -> None:
         self.memory = memory
         self.vcpus = [engine(memory, CpuConfig(index, cpus)) for index in range(cpus)]
-        self.bus = Bus(self.vcpus[0].now)
+        self.bus = Bus(self.now)
         self.processors = [Processor(index, vcpu, self.bus.lock) for index, vcpu in enumerate(self.vcpus)]
         self.stopped: Stopped | None = None
         self.expects_input = False
@@ -89,6 +89,10 @@ class Machine:
         self._next_beat = 0
         self._failure: BaseException | None = None
         self.bus.timers.on_deadline = self._set_deadline
+
+    def now(self) -> int:
+        """The guest clock, ns: the first virtual CPU's, whichever that is by now."""
+        return self.vcpus[0].now()
 
     # -- for board and library users ---------------------------------------------------------------------------------
 

@@ -36,7 +36,6 @@ from xuni.devices.test_ports import (
     TestIrqs,
 )
 from xuni.devices.uart import COM_PORTS, Uart16550, UartConfig
-from xuni.exits import OwnTsc
 from xuni.isa.x86.cpustate import protected_flat, real_mode
 from xuni.machine import hypercalls
 from xuni.machine.console import SerialConsole
@@ -222,9 +221,7 @@ class Pc(Machine):
 
     def _local_apic(self, index: int) -> LocalApic:
         processor = self.processors[index]
-        vcpu = processor.vcpu
-        tsc_time = vcpu.tsc_time if isinstance(vcpu, OwnTsc) else lambda tsc: tsc
-        apic = LocalApic(index, processor, self.apic_bus, self.bus.timers, tsc_time, self.config.local_apic)
+        apic = LocalApic(index, processor, self.apic_bus, self.bus.timers, processor.tsc_time, self.config.local_apic)
         self.apic_bus.apics.append(apic)
         processor.apic = apic
         return apic

@@ -7,7 +7,7 @@ from functools import partial
 from threading import Condition, RLock, get_native_id
 
 from xuni.devices.apic.local import LocalApic
-from xuni.exits import Debugged, Reply, Resume, Vcpu
+from xuni.exits import Debugged, OwnTsc, Reply, Resume, Vcpu
 
 RESUME = Resume()
 
@@ -92,6 +92,10 @@ class Processor:
         self.vcpu.init()
         self.reply = RESUME
         self.signalled = self.halted_with_interrupt = False
+
+    def tsc_time(self, tsc: int) -> int:
+        """The guest clock at which the time-stamp counter reaches `tsc`: the same number, unless it has a rate of its own."""
+        return self.vcpu.tsc_time(tsc) if isinstance(self.vcpu, OwnTsc) else tsc
 
     def notify(self) -> None:
         """Have a sleeping loop look again."""

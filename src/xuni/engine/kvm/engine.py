@@ -48,7 +48,7 @@ class KvmEngine:
 
     def __call__(self, memory: GuestMemory, position: Position, /) -> KvmVcpu:
         machine = self.machines.get(id(memory))
-        if machine is None or machine.memory is not memory:
+        if machine is None or machine.closed or machine.memory is not memory:
             machine = self.machines[id(memory)] = KvmMachine(memory, position.count, self.clock_base, self.device)
         config = KvmConfig(self.features, position.index, position.count, self.physical_bits, self.identity,
                            self.topology)  # fmt: skip

@@ -87,6 +87,12 @@ class Fallback:
         """The processor was reset."""
         self.active = False
 
+    def close(self) -> None:
+        """Let the soft engine go."""
+        if self._soft:
+            self._soft.close()
+            self._soft = None
+
     def _finish(self) -> None:
         soft, before = self._soft, self._before
         assert soft is not None and before is not None

@@ -60,22 +60,23 @@ class KvmMachine:
         self.has_sregs2 = bool(self.kvm.check(Cap.SREGS2))
         self.can_scale_tsc = bool(self.kvm.check(Cap.TSC_CONTROL))
         self.pkru_offset = next((int(e.ebx) for e in self.supported if (e.function, e.index) == (0xD, 9)), 0)
-        self.ignored_msrs = frozenset({0x17A, 0x6E1, 0x3B, 0xC0000103})
-        """MSRs that a record may carry as 0 though this processor has no such feature."""
         self.vm.set_tss_address(TSS)
         self.vm.enable(Cap.X86_USER_SPACE_MSR, RunMsr.INVAL | RunMsr.UNKNOWN | RunMsr.FILTER)
         self.vm.filter_msrs(OURS)
         if self.kvm.check(Cap.EXIT_ON_EMULATION_FAILURE):  # else user-mode code gets #UD where KVM gives up
             self.vm.enable(Cap.EXIT_ON_EMULATION_FAILURE, 1)
         self._tsc_offset: int | None = None
+        self.vcpus: set[KvmVcpu] = set()
+        self.closed = False
         self._slots: dict[int, MemorySlot] = {}
         self._numbers = 0
         self._free: list[int] = []
         self._update_slots()
         memory.on_remap.append(self._update_slots)
 
-    def synchronize_tsc(self, vcpu: KvmVcpu) -> None:
-        """Have all processors' time-stamp counters tell the same time, from 0 when the machine was made."""
+    def join(self, vcpu: KvmVcpu) -> None:
+        """One more virtual CPU. All time-stamp counters tell the same time, from 0 when the machine was made."""
+        self.vcpus.add(vcpu)
         if self._tsc_offset is None:
             vcpu.kvm.set_msrs({TSC: self.now() * vcpu.tsc_khz // 1_000_000})
             if vcpu.kvm.has_attribute(TSC_CTRL, TSC_OFFSET):
@@ -122,8 +123,15 @@ class KvmMachine:
         self.vm.set_memory(number, slot.start, slot.size, slot.host_address, flags)
         self._slots[slot.start] = MemorySlot(number, slot.start, slot.size, slot.host_address, flags)
 
+    def release(self, vcpu: KvmVcpu) -> None:
+        """One of the virtual CPUs is closed; with the last one the machine goes."""
+        self.vcpus.discard(vcpu)
+        if not self.vcpus:
+            self.close()
+
     def close(self) -> None:
         """Let KVM's objects go."""
+        self.closed = True
         if self._update_slots in self.memory.on_remap:
             self.memory.on_remap.remove(self._update_slots)
         self.vm.close()

@@ -117,12 +117,13 @@ def save(vcpu: KvmVcpu) -> VcpuState:
 
 def load(vcpu: KvmVcpu, state: VcpuState) -> None:
     """Go on from `state`. ValueError names what this virtual CPU does not have."""
-    kvm, machine = vcpu.kvm, vcpu.machine
+    kvm = vcpu.kvm
     if state.fxsave and len(state.fxsave) != LEGACY:
         raise ValueError(f"fxsave: {len(state.fxsave)} bytes; an FXSAVE image has {LEGACY}")
     if any(state.ymm_high) and "avx" not in vcpu.features:
         raise ValueError("ymm_high: this processor has no AVX")
-    unknown = sorted(set(state.msrs) - set(vcpu.msr_indexes) - {TSC, MISC_ENABLE} - machine.ignored_msrs)
+    kept = {*vcpu.msr_indexes, TSC}
+    unknown = sorted(set(state.msrs) - kept - {MISC_ENABLE})
     if any(state.msrs[index] for index in unknown):
         raise ValueError(f"msrs: this processor does not keep {', '.join(f'{index:#x}' for index in unknown)}")
     put_registers(vcpu, state.registers, state.pdptes)
@@ -133,7 +134,7 @@ def load(vcpu: KvmVcpu, state: VcpuState) -> None:
     if "xsave" in vcpu.features:
         kvm.set_xcr0(state.xcr0)
     kvm.set_xsave(_area(vcpu, state))
-    put_msrs(vcpu, {index: value for index, value in state.msrs.items() if index not in unknown and index != MISC_ENABLE})
+    put_msrs(vcpu, {index: value for index, value in state.msrs.items() if index in kept})
     events = s.VcpuEvents(flags=s.VcpuEvents.VALID_NMI_PENDING | s.VcpuEvents.VALID_SHADOW)
     events.interrupt.shadow = state.interrupt_shadow
     events.nmi.pending, events.nmi.masked = state.nmi_pending, state.nmi_blocked

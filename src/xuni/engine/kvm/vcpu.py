@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from xuni.memory.guest import GuestMemory
 
 # Places in the run page, in units of the view that is used: u8, u32, u64.
-WINDOW, IMMEDIATE_EXIT, READY, IF_FLAG = 0, 1, 12, 13
+WINDOW, IMMEDIATE_EXIT, READY = 0, 1, 12
+INTERRUPT_FLAG: Final = 0x200  # of RFLAGS
 REASON, IO_KIND, IO_COUNT = 2, 8, 9
 CR8, IO_DATA = 2, 5
 MMIO_ADDRESS, MMIO_DATA, MMIO_LENGTH, MMIO_WRITES = 4, 5, 12, 52
@@ -125,7 +126,7 @@ class KvmVcpu:
         self.debugger = Debugger(self)
         self.watchdog = Watchdog(self)
         saved.put_msrs(self, {APIC_BASE: self.apic_base, MTRR_DEF_TYPE: MTRR_RESET})
-        machine.synchronize_tsc(self)
+        machine.join(self)
 
     @property
     def tpr(self) -> int:
@@ -219,7 +220,8 @@ class KvmVcpu:
 
     def save(self) -> VcpuState:
         self._take_requests()
-        assert self._open is None and not self._held, "an instruction is unfinished"
+        waiting = [event for event, _ in self._held if event != TprRead()]
+        assert self._open is None and not waiting and not self.fallback.active, "an instruction is unfinished"
         return saved.save(self)
 
     def load(self, state: VcpuState) -> None:
@@ -227,7 +229,10 @@ class KvmVcpu:
         self._settle()
         saved.load(self, state)
         self.halted = state.halted
-        self._attention = True
+        self.nmi_requested = False
+        self._u8[READY] = bool(state.registers.rflags & INTERRUPT_FLAG and not state.interrupt_shadow
+                               and state.pending_interrupt is None)  # fmt: skip
+        self._ask_tpr()
 
     def translate(self, linear: int) -> int | None:
         self._take_requests()
@@ -525,6 +530,9 @@ class KvmVcpu:
         """Let KVM's objects go."""
         if self._alarm:
             self._alarm.close()
+        self.fallback.close()
+        self._entry.close()
         self._u32.release()
         self._u64.release()
         self.kvm.close()
+        self.machine.release(self)

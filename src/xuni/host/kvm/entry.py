@@ -65,6 +65,12 @@ class Entry:
         self._cells = (ctypes.c_uint64 * (CR8 + 1)).from_buffer(self._map)
         self.call: Callable[[], int] = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(self._cells))
 
+    def close(self) -> None:
+        """Unmap the code; `call` may not be used any more."""
+        self.call = lambda: FAILED
+        del self._cells
+        self._map.close()
+
     @property
     def cr8(self) -> int:
         """The CR8 that the board knows; another one makes `call` give 0."""
