@@ -25,6 +25,9 @@ def attend(made: Run) -> int:
         mask |= 1 << number - 1
     signals = made.kernel.signalfd(mask)
     saved = _raw(0) if os.isatty(0) else None
+    inner = termios.tcgetattr(made.console)
+    inner[1] &= ~termios.ONLCR
+    termios.tcsetattr(made.console, termios.TCSANOW, inner)
     _resize(made.console)
     try:
         return _pass(made, signals)
@@ -111,12 +114,11 @@ def _resize(console: int) -> None:
 
 
 def _raw(descriptor: int) -> Any:
-    """Raw mode, as cfmakeraw(3); what was set before."""
+    """Raw mode, but for new lines, which the container's terminal leaves to this one; what was set before."""
     before = termios.tcgetattr(descriptor)
     mode = termios.tcgetattr(descriptor)
     mode[0] &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR | termios.IGNCR | termios.ICRNL
                  | termios.IXON)  # fmt: skip
-    mode[1] &= ~termios.OPOST
     mode[2] = mode[2] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     mode[3] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     mode[6][termios.VMIN], mode[6][termios.VTIME] = 1, 0

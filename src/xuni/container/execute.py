@@ -134,8 +134,6 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
         join.append(OpenLabel(process.apparmorProfile, process.selinuxLabel))
     join.append(ns.JoinAll())
     enter: list[Step] = []
-    if process.execCPUAffinity is not None and process.execCPUAffinity.final:
-        enter.append(proc.SetAffinity(process.execCPUAffinity.final))
     if userns:
         enter.append(ns.BecomeRoot())
     enter.append(mnt.FindRoot())
@@ -146,7 +144,12 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
         enter.append(OpenTerminal(size.width if size else 0, size.height if size else 0, process.user.uid, False))
     else:
         enter.append(proc.NewSession())
-    become, begin = plan.identity(process, linux)
+    become, begin = plan.identity(process, linux, userns)
+    if process.execCPUAffinity is not None:
+        # From its first moment in the container's control groups on; without `final` the initial one stays.
+        become[:] = [each for each in become if not isinstance(each, proc.ResetAffinity)]
+        if process.execCPUAffinity.final:
+            become.insert(0, proc.SetAffinity(process.execCPUAffinity.final))
     return Joining(tuple(prepare), tuple(adopt), tuple(join), tuple(enter), tuple(become), tuple(begin))
 
 

@@ -178,9 +178,9 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
     talk.init()
     run.party, run.talk = "init", talk
     try:
-        run.kernel.prctl(k.PR_SET_DUMPABLE, 0)  # nobody inside looks into us, nor at /proc/PID/exe (CVE-2019-5736)
         talk.expect(b"a")
         apply(steps.enter, run)
+        run.kernel.prctl(k.PR_SET_DUMPABLE, 0)  # nobody inside looks into us, nor at /proc/PID/exe (CVE-2019-5736)
         apply(steps.build, run)
         talk.tell(b"b")
         talk.expect(b"h")

@@ -14,11 +14,12 @@ from xuni.container import namespaces as ns
 from xuni.container import process as proc
 from xuni.container.record import Record, SpecError
 from xuni.container.step import Step
-from xuni.host.linux import kernel as k
+from xuni.host.linux.trampoline import available
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Final
 
     from xuni.container.spec import Linux, Mount, Process, Spec
 
@@ -173,7 +174,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     become: list[Step] = []
     begin: list[Step] = list(_hooks("startContainer", hooks and hooks.startContainer))
     if process is not None:
-        more, last = identity(process, linux)
+        more, last = identity(process, linux, userns)
         become += more
         begin += last
     return Plan(
@@ -184,9 +185,9 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     )  # fmt: skip
 
 
-def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
+def identity(process: Process, linux: Linux, userns: bool) -> tuple[list[Step], list[Step]]:
     """Who the process is and what it may: steps before `start`, and those right before the process. Exec's too."""
-    become: list[Step] = []
+    become: list[Step] = [proc.ResetAffinity()]
     if linux.personality is not None:
         become.append(proc.SetPersonality(proc.persona(linux.personality)))
     if process.scheduler is not None:
@@ -224,6 +225,9 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
     become.append(proc.ChangeDirectory(process.cwd))
     become.append(proc.FindProgram(process.args))
     begin: list[Step] = [proc.RestoreSignals()]
+    if not userns and available() and _may_execveat(linux):
+        # A user namespace protects the host's files by itself: its root is not theirs.
+        become.append(proc.PrepareTrampoline())
     if linux.seccomp is not None and linux.seccomp.listenerPath:
         become += seccomp  # while the runtime that knows the listener is there
     else:
@@ -232,6 +236,20 @@ def identity(process: Process, linux: Linux) -> tuple[list[Step], list[Step]]:
         begin.append(proc.FinishCapabilities())
     begin.append(proc.Execute(process.args))
     return become, begin
+
+
+def _may_execveat(linux: Linux) -> bool:
+    """Whether the filter lets the trampoline be executed."""
+    seccomp = linux.seccomp
+    if seccomp is None:
+        return True
+    for rule in seccomp.syscalls:
+        if "execveat" in rule.names:
+            return rule.action in _ALLOWING
+    return seccomp.defaultAction in _ALLOWING
+
+
+_ALLOWING: Final = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 
 
 def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_runtime: bool, opening: list[Step],
@@ -290,4 +308,4 @@ def _hooks(point: str, hooks: object) -> Iterator[Step]:
         yield RunHook(point, index, each.path, each.args, each.env, each.timeout)
 
 
-__all__ = ["Host", "Plan", "identity", "k", "plan"]
+__all__ = ["Host", "Plan", "identity", "plan"]

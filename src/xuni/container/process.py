@@ -11,6 +11,7 @@ from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
+from xuni.host.linux.trampoline import make as make_trampoline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -216,6 +217,13 @@ class Environment(Step):
         run.environment = self.env
 
 
+class PrepareTrampoline(Step):
+    """What executes the process in our stead, so that nothing of ours is /proc/self/exe meanwhile (CVE-2019-5736)."""
+
+    def apply(self, run: Run) -> None:
+        run.files["trampoline"] = make_trampoline(run.kernel)
+
+
 class Execute(Step):
     """Become the process."""
 
@@ -223,7 +231,8 @@ class Execute(Step):
 
     def apply(self, run: Run) -> None:
         # Nothing but the call itself: the filter of system calls is on by now.
-        run.kernel.execve(run.program, [each.encode() for each in self.args], [each.encode() for each in run.environment])
+        run.kernel.execve(run.program, [each.encode() for each in self.args], [each.encode() for each in run.environment],
+                          run.files.pop("trampoline", -1))  # fmt: skip
 
 
 class NewSession(Step):
@@ -328,6 +337,16 @@ class RestoreSignals(Step):
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+class ResetAffinity(Step):
+    """Every processor that the control group has, whichever ones the runtime itself was confined to."""
+
+    def apply(self, run: Run) -> None:
+        try:
+            os.sched_setaffinity(0, range(1024))
+        except OSError:
+            pass  # no more than what it has been so far, then
 
 
 class SetAffinity(Step):

@@ -46,7 +46,7 @@ NUMBERS: Final = {
     "sethostname": (170, 161), "setdomainname": (171, 162), "set_mempolicy": (238, 237), "add_key": (248, 217),
     "keyctl": (250, 219), "ioprio_set": (251, 30), "unshare": (272, 97), "setns": (308, 268), "prlimit64": (302, 261),
     "sched_setattr": (314, 274), "seccomp": (317, 277), "memfd_create": (319, 279), "bpf": (321, 280),
-    "execve": (59, 221), "capget": (125, 90), "capset": (126, 91), "setgroups": (116, 159),
+    "execve": (59, 221), "execveat": (322, 281), "capget": (125, 90), "capset": (126, 91), "setgroups": (116, 159),
     "pidfd_send_signal": (424, 424), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
     "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "pidfd_open": (434, 434), "clone3": (435, 435),
     "close_range": (436, 436), "openat2": (437, 437), "pidfd_getfd": (438, 438), "mount_setattr": (442, 442),

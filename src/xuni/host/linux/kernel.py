@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+MARK: Final = b"\x01"  # by which a program between the runtime and the container's knows its call (trampoline.py)
+
 # ---- clone, unshare, setns
 CLONE_NEWTIME: Final = 0x80
 CLONE_PIDFD: Final = 0x1000
@@ -338,14 +340,18 @@ class Linux:
     def memfd_create(self, name: str, flags: int) -> int:
         return call("memfd_create", name.encode(), flags, shown=(name, hex(flags)))
 
-    def execve(self, path: str, arguments: Sequence[bytes], environment: Sequence[bytes]) -> None:
-        """Returns only by raising."""
+    def execve(self, path: str, arguments: Sequence[bytes], environment: Sequence[bytes], through: int = -1) -> None:
+        """Returns only by raising. With `through`, that descriptor's program is executed and given the path before all else."""
+        if through >= 0:
+            arguments = [MARK, path.encode(), *arguments]
         keep, vectors = [], []
         for strings in (arguments, environment):
             memory = [space(len(each) + 1, each) for each in strings]
             keep.append(memory)
             vectors.append(b"".join([address(each).to_bytes(8, "little") for each in memory]) + bytes(8))
         # SAFETY: both vectors point into `keep`, which outlives the call.
+        if through >= 0:
+            call("execveat", through, b"", vectors[0], vectors[1], AT_EMPTY_PATH, shown=(through, "", "…", "…", "AT_EMPTY_PATH"))
         call("execve", path.encode(), vectors[0], vectors[1], shown=(path, [each.decode(errors="replace") for each in arguments]))
 
     def _os(self, name: str, shown: tuple[object, ...], function: Callable[..., T], *arguments: Any, **named: Any) -> T:
