@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "vm": ("xuni.cli.vm:vm", "Run virtual machines."),
     "guest": ("xuni.cli.guest:guest", "Fetch kernels to boot, made of Debian packages."),
     "qemu": ("xuni.cli.qemu.command:qemu", "Run a machine by QEMU's command line."),
+    "image": ("xuni.cli.image:image", "Images for containers: taken in, built, listed, given out."),
     "cgroup": ("xuni.cli.cgroup:cgroup", "Explain the control groups that limit a process."),
     "doctor": ("xuni.cli.doctor:doctor", "Say what this host offers and what xuni will use."),
 }
