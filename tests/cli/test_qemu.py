@@ -160,7 +160,8 @@ def test_impossible_processors(kernel: str, text: str, message: str) -> None:
 def test_kernels(kernel: str, linux: str, tmp_path: Path) -> None:
     module = tmp_path / "a,b"
     module.write_bytes(b"x")
-    assert refused("-kernel", "/nonexistent") == "could not open kernel file '/nonexistent': No such file or directory"
+    missing = str(tmp_path / "missing")
+    assert refused("-kernel", missing) == f"could not open kernel file '{missing}': No such file or directory"
     module.with_name("text").write_bytes(b"hello")
     assert f"error loading kernel: {tmp_path}/text: not a kernel that boots here" in refused("-kernel", f"{tmp_path}/text")
     plan = understand("-kernel", linux, "-initrd", "/some,where").machine.plan
@@ -239,7 +240,7 @@ def test_serial_lines(kernel: str) -> None:
     (["-rtc", "base=yesterday"], "base=yesterday: utc, localtime, or a date"),
     (["-rtc", "clock=vm"], "clock=vm is not supported"),
     (["-d", "in_asm"], "'in_asm' is not supported"),
-    (["-fw_cfg", "name=opt/x,file=/nonexistent"], "/nonexistent: No such file or directory"),
+    (["-fw_cfg", "name=opt/x,file=/dev/null/x"], "/dev/null/x: Not a directory"),
     (["-fw_cfg", "name=opt/x"], "file= is missing"),
     (["-fw_cfg", "name=" + "x" * 56 + ",string=y"], "1 to 55 ASCII characters"),
     (["-object", "secret,id=s"], "secret: this object is not supported"),

@@ -78,6 +78,8 @@ def test_identity_and_address_bits() -> None:
     amd = parse("max,vendor=AuthenticAMD,family=0x17,model=1,stepping=2,model-id=A processor")[0]
     assert amd.identity.signature == 0x800F12 and amd.identity.brand == b"A processor" and "amd" in amd.features
     assert parse("+amd")[0].identity == OURS_AMD and parse("Nehalem,+amd")[0].identity.vendor == b"AuthenticAMD"
+    assert parse("qemu64", vendor=b"GenuineIntel")[0].identity.vendor == b"GenuineIntel"
+    assert parse("max,vendor=AuthenticAMD", vendor=b"GenuineIntel")[0].identity.vendor == b"AuthenticAMD"
     intel = parse("qemu64,vendor=GenuineIntel")[0]
     assert "amd" not in intel.features and intel.identity.signature == 0x60FB1
     assert parse("Nehalem,model=94")[0].identity.signature == 0x506E3

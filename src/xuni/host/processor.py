@@ -13,9 +13,20 @@ USUAL_ADDRESS_BITS: Final = 40
 
 def physical_address_bits(cpuinfo: Path = CPUINFO) -> int:
     """Bits of a host-physical address."""
+    found = _search(cpuinfo, r"^address sizes\s*: (\d{2}) bits physical")
+    return int(found) if found else USUAL_ADDRESS_BITS
+
+
+def vendor(cpuinfo: Path = CPUINFO) -> bytes | None:
+    """Who made it, in the twelve letters of CPUID; None if the host does not tell."""
+    found = _search(cpuinfo, r"^vendor_id\s*: (\S{12})$")
+    return found.encode() if found else None
+
+
+def _search(cpuinfo: Path, pattern: str) -> str | None:
     try:
         text = cpuinfo.read_text(encoding="ascii", errors="replace")
     except OSError:
-        return USUAL_ADDRESS_BITS
-    found = re.search(r"^address sizes\s*: (\d{2}) bits physical", text, re.MULTILINE)
-    return int(found[1]) if found else USUAL_ADDRESS_BITS
+        return None
+    found = re.search(pattern, text, re.MULTILINE)
+    return found[1] if found else None

@@ -24,7 +24,7 @@ from xuni.cli.qemu.properties import Properties, size
 from xuni.cli.qemu.smp import processors
 from xuni.devices.fw_cfg import FwCfgConfig
 from xuni.devices.uart import COM_PORTS
-from xuni.host.processor import physical_address_bits
+from xuni.host import processor
 from xuni.isa.x86 import models
 from xuni.isa.x86.cpuid import Topology
 from xuni.machine.pc import PcConfig, host_time
@@ -292,7 +292,8 @@ class Assembly:
                 raise Refusal(f"-mon chardev={name}: there is no -chardev socket with this id")
             self.qmp.append(self.chardevs[name].address)
         try:
-            cpu, notes = models.parse(self.cpu, "max", physical_address_bits())
+            host_vendor = processor.vendor() if "kvm" in self.engines[:1] else None
+            cpu, notes = models.parse(self.cpu, "max", processor.physical_address_bits(), host_vendor)
         except ValueError as error:
             raise Refusal(f"-cpu {self.cpu}: {error}") from error
         self.notes += [f"-cpu {self.cpu}: {note}" for note in notes]

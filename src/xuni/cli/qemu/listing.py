@@ -80,14 +80,14 @@ def _wrapped(words: list[str]) -> str:
 
 
 def _cpus() -> str:
-    from xuni.isa.x86.models import IMPLEMENTED, MODELS
+    from xuni.isa.x86.models import IMPLEMENTED, MODELS, qemu_name
 
     lines = ["Available CPUs:"]
     for name, model in MODELS.items():
         about = {"xuni": "what makes guests fast", "max": "all that is implemented", "host": "the same as max"}.get(name)
         lines.append(f"x86 {name:21} {about or model.identity.brand.decode()}".rstrip())
-    flags = sorted(IMPLEMENTED - {"base", "amd"})
-    return "\n".join([*lines, "", "Recognized CPUID flags:", _wrapped([flag.replace("_", "-") for flag in flags])])
+    flags = sorted(map(qemu_name, IMPLEMENTED - {"base", "amd"}))
+    return "\n".join([*lines, "", "Recognized CPUID flags:", _wrapped(flags)])
 
 
 def _devices(name: str) -> str:

@@ -160,15 +160,26 @@ class _Wishes:
     values: dict[str, str] = field(default_factory=dict)
 
 
-def parse(text: str, default: str = "xuni", host_bits: int = PHYSICAL_BITS) -> tuple[CpuModel, list[str]]:
-    """The processor that `-cpu` asks for, and what could not be had. `host_bits`: what host-phys-bits stands for.
+def qemu_name(feature: str) -> str:
+    """A feature by the name that QEMU gives it."""
+    names = {"tsc_deadline_timer": "tsc-deadline", "constant_tsc": "invtsc", "lzcnt": "abm", "sse4_1": "sse4.1",
+             "sse4_2": "sse4.2"}  # fmt: skip
+    return names.get(feature, feature.replace("_", "-"))
 
-    A `default` model is assumed if the first word is none. ValueError: a model, flag or property that does not exist, a
-    value that cannot be, or with `enforce` anything that could not be had.
+
+def parse(text: str, default: str = "xuni", host_bits: int = PHYSICAL_BITS,
+          vendor: bytes | None = None) -> tuple[CpuModel, list[str]]:  # fmt: skip
+    """The processor that `-cpu` asks for, and what could not be had.
+
+    A `default` model is assumed if the first word is none. `host_bits`: what host-phys-bits stands for. `vendor`: instead
+    of the model's, where the text names none; the host's processor cannot be another vendor's. ValueError: a model, flag
+    or property that does not exist, a value that cannot be, or with `enforce` anything that could not be had.
     """
     words = text.split(",")
     name = default if not words[0] or words[0][0] in "+-" or "=" in words[0] else words.pop(0)
     base, wishes = model(name), _read([word for word in words if word])
+    if vendor is not None:
+        base = replace(base, identity=replace(base.identity, vendor=vendor))
     switch = wishes.switches
     kvm = switch.pop("kvm", name != "xuni")
     check, enforce = switch.pop("check", True), switch.pop("enforce", False)
@@ -260,7 +271,7 @@ def _identity(wishes: _Wishes, base: Identity) -> Identity:
 def _notes(lost: Iterable[str], lacking: Iterable[str]) -> list[str]:
     notes = []
     if lost := sorted(lost):
-        notes.append(f"this processor does not have {' '.join(lost)}")
+        notes.append(f"this processor does not have {' '.join(map(qemu_name, lost))}")
     for name in sorted(lacking):
         notes.append(f"{name} needs {' '.join(BY_NAME[name].requires)}, and is left out with it")
     return notes
