@@ -137,6 +137,7 @@ class Vcpu:
     def init(self) -> None: pass
     def startup(self, vector: int) -> None: pass
     def kick(self) -> None: pass
+    def set_now(self, nanoseconds: int) -> None: pass
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -195,3 +197,29 @@ def test_we_may_be_the_one_who_connects(tmp_path: Path) -> None:
     (tmp_path / "theirs").unlink()
     with pytest.raises(OSError, match="No such file"):
         Served(Address(Kind.UNIX, path=tmp_path / "theirs", server=False))
+
+
+ON_STDIO = """
+import time
+from xuni.debug.address import Address, Kind
+from xuni.debug.endpoint import Endpoint, HangUp
+
+class Upper:
+    def __init__(self, link):
+        self.link = link
+        link.send(b"ready\\n")
+    def receive(self, data):
+        self.link.send(data.upper())
+    def wake(self): pass
+    def close(self): print("closed", flush=True)
+
+endpoint = Endpoint(Address(Kind.STDIO), Upper, "upper")
+endpoint.open()
+endpoint.connected.wait(60)
+endpoint._thread.join(60)
+"""
+
+
+def test_standard_input_and_output_are_a_connection() -> None:
+    done = subprocess.run([sys.executable, "-c", ON_STDIO], input=b"hello\n", capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (b"ready\nHELLO\nclosed\n", b"")
