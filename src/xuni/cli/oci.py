@@ -6,6 +6,7 @@ options in OPTIONS.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -68,6 +69,7 @@ Commands:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its status."""
+    gc.disable()  # nothing here lives long enough to be worth it
     given = sys.argv[1:] if arguments is None else arguments
     log = Log()
     try:
@@ -104,6 +106,13 @@ class Log:
         if "systemd-cgroup" in options or options.get("cgroup-manager") == "systemd":
             raise UsageError("--systemd-cgroup: control groups are made directly, without asking systemd over D-Bus; "
                              "use cgroupfs (podman: --cgroup-manager cgroupfs)")  # fmt: skip
+
+        if self.path:
+            try:
+                os.close(open_log(self.path))
+            except OSError as error:
+                failed, self.path = self.path, ""
+                raise UsageError(f"--log: {failed}: {error.strerror}") from None
 
     def error(self, text: str) -> None:
         self.line("error", text)
@@ -215,7 +224,7 @@ def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
                   given.get("console-socket", ""), given.get("pid-file", ""),
                   int(preserve) + int(os.environ.get("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
                   options.get("cgroup-manager") != "disabled", "trace" in options,
-                  options.get("log", ""), options.get("log-format") == "json")  # fmt: skip
+                  "debug" in options, options.get("log", ""), (options.get("log-format") == "json") if options.get("log") else None)  # fmt: skip
 
 
 def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from xuni.container import life, plan
 from xuni.container import mounts as mnt
 from xuni.container import namespaces as ns
 from xuni.container import process as proc
+from xuni.container.groups import EnterGroup
 from xuni.container.life import Container, Wishes
 from xuni.container.record import Record, SpecError, decode
 from xuni.container.spec import Capabilities, Linux, Process, User
@@ -89,6 +90,8 @@ class JoinGroup(Step):
 
     def apply(self, run: Run) -> None:
         assert run.group is not None
+        if not run.joining:
+            return  # it enters by itself
         if self.below:
             run.group.join_sub(run.joining, dict(self.below))
         else:
@@ -122,7 +125,7 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
         prepare.append(ConnectConsole(host.console_socket))
     adopt: list[Step] = [JoinGroup(tuple((wishes.cgroup or {}).items()))] if groups else []
     adopt += [proc.SetRlimit(each.type, each.soft, each.hard) for each in process.rlimits]
-    join: list[Step] = []
+    join: list[Step] = [EnterGroup()] if groups else []
     if process.oomScoreAdj is not None:
         join.append(proc.OomScore(process.oomScoreAdj))
     if process.execCPUAffinity is not None:
@@ -163,7 +166,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
     process = wanted(container, wishes)
     host = plan.Host(os.geteuid() == 0, True, console_socket=command.console_socket, create=detach)
     run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
-    run.traced = command.trace
+    run.traced, run.debug = command.trace, command.debug
     run.open_log(command.log, command.log_json)
     run.preserve(command.preserve_fds)
     kept = container.kept
@@ -178,12 +181,24 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
     run.pid = kept.pid
     run.pidfd = run.kernel.pidfd_open(kept.pid)
     talk = Talk()
-    between, between_fd = run.kernel.clone3(0)
+    if run.group and not wishes.cgroup:
+        run.entrances = run.group.entrances()
+        run.birthplace = run.group.clone_target()
+    try:
+        between, between_fd = run.kernel.clone3(0, run.birthplace)
+        entered = run.birthplace >= 0 or bool(run.entrances)
+    except OSError:  # v2: a group that has handed its controllers to sub-groups takes no process; join knows where to go
+        for descriptor in run.entrances:
+            os.close(descriptor)
+        run.entrances = []
+        between, between_fd = run.kernel.clone3(0)
+        entered = False
     if between == 0:
         _join(steps, run, talk)
     talk.runtime()
     try:
-        run.joining = between
+        run.joining = 0 if entered else between
+        run.pid = between
         apply(steps.adopt, run)
         talk.tell(b"a")
         pid = talk.number()

@@ -37,7 +37,7 @@ def run(container: str, wishes: Wishes, *, detach: bool, keep: bool) -> int:
         return 0
     status = _attend(made)
     if not keep:
-        life.delete(life.open_container(wishes.root, container), force=True)
+        life.finish(made)
     return status
 
 

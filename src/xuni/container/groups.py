@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from xuni.container.spec import Resources
 from xuni.container.step import Run, SpecError, Step
 
@@ -16,12 +18,18 @@ class MakeGroup(Step):
         run.group.create()
         if run.group.populated():
             raise SpecError(f"container's cgroup is not empty: {self.path or run.container}: processes of something else live in it")
+        run.entrances = run.group.entrances()
+        run.birthplace = run.group.clone_target()
 
 
-class JoinGroup(Step):
+class EnterGroup(Step):
+    """Move into the groups of v1 hierarchies; into that of v2 we were born. A process that moves itself waits for nobody,
+    while moving another one takes the kernel some 10 ms (see `Group.entrances`)."""
+
     def apply(self, run: Run) -> None:
-        assert run.group is not None
-        run.group.join(run.pid)
+        for descriptor in run.entrances:
+            os.write(descriptor, b"0")
+            os.close(descriptor)
 
 
 class LimitGroup(Step):

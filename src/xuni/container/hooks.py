@@ -76,7 +76,7 @@ def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) ->
     waiting.register(outward, select.POLLIN)
     waiting.register(pidfd, select.POLLIN)
     # Of old, prestart hooks ran in a container that was "created"; those that read it were written for that.
-    state = run.state.replace(b'"status": "creating"', b'"status": "created"') if hook.point == "prestart" else run.state
+    state = run.state.replace(b'"status":"creating"', b'"status":"created"') if hook.point == "prestart" else run.state
     rest, said = state, b""
     os.set_blocking(inward, False)
     os.set_blocking(outward, False)

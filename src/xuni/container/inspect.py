@@ -78,6 +78,7 @@ def events(container: Container, *, once: bool, interval: str) -> Iterator[str]:
     if container.status() == "stopped":
         raise SpecError(f"container is not running: {container.kept.id}")
     seconds = _seconds(interval)
+    kills = _oom_kills(container)
     while container.status() != "stopped":
         try:
             data = life.group_of(container).stats()
@@ -86,7 +87,31 @@ def events(container: Container, *, once: bool, interval: str) -> Iterator[str]:
         yield json.dumps({"type": "stats", "id": container.kept.id, "data": data}).decode() + "\n"
         if once:
             return
-        time.sleep(seconds)
+        until = time.monotonic() + seconds
+        while container.status() != "stopped":
+            now = _oom_kills(container)
+            if now > kills:
+                kills = now
+                yield json.dumps({"type": "oom", "id": container.kept.id}).decode() + "\n"
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(left, 0.1))
+
+
+def _oom_kills(container: Container) -> int:
+    """How many processes of the container its memory limit has killed so far."""
+    paths = container.kept.cgroups or {}
+    for controller, file in (("memory", "memory.oom_control"), ("", "memory.events")):
+        try:
+            with open(f"{paths[controller]}/{file}") as lines:
+                for line in lines:
+                    name, _, count = line.partition(" ")
+                    if name == "oom_kill":
+                        return int(count)
+        except (KeyError, OSError):
+            continue
+    return 0
 
 
 def _seconds(text: str) -> float:
@@ -106,8 +131,8 @@ SECTIONS: Final = (
     ("prepare", "the runtime, before init exists"),
     ("outside", "a process between the two joins namespaces"),
     ("clone", "init is born into new namespaces"),
-    ("adopt", "the runtime: id maps, control groups, limits"),
-    ("enter", "init: its namespaces"),
+    ("adopt", "the runtime: id maps, limits of init itself"),
+    ("enter", "init: its control groups and namespaces"),
     ("build", "init: the tree of files"),
     ("host_hooks", "the runtime: prestart and createRuntime hooks"),
     ("seal", "init: createContainer hooks, hidden paths, the new root"),

@@ -51,5 +51,5 @@ def dumps(value: object, indent: int = 0) -> bytes:
     def refuse(item: object) -> object:
         raise AssertionError(f"no JSON for {item!r}")
 
-    encoder = _json.make_encoder(None, refuse, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+    encoder = _json.make_encoder(None, refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)
     return "".join(encoder(value, 0)).encode()

@@ -4,7 +4,7 @@
     ───────────                                    ────
     create: prepare  (sources, control groups)
             clone ────────────────────────────────▶ (waits)
-            adopt    (id maps, limits)  ──"a"─────▶ enter   (namespaces)
+            adopt    (id maps, limits)  ──"a"─────▶ enter   (groups, namespaces)
                                                     build   (mounts, devices)
             host_hooks (prestart, createRuntime) ◀──"b"──
                                         ──"h"─────▶ seal    (createContainer, the new root)
@@ -55,6 +55,7 @@ class Wishes(Record):
     no_new_keyring: bool = False
     cgroups: bool = True
     trace: bool = False
+    debug: bool = False
     log: str = ""
     log_json: bool | None = None
 
@@ -94,7 +95,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
     host = Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring, wishes.console_socket,
                 wait or detach)
     run = Run(k.Linux(), spec, container, wishes.bundle)
-    run.traced = wishes.trace
+    run.traced, run.debug = wishes.trace, wishes.debug
     run.preserve(wishes.preserve_fds)
     run.open_log(wishes.log, wishes.log_json)
     run.open_hook_output()
@@ -104,7 +105,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
 
         run.group = place(spec.linux.cgroupsPath if spec.linux else "", container, rootless=not host.root)
     kept = State(container, wishes.bundle, _rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
-                 cgroups=dict(run.group.paths) if run.group else None, annotations=spec.annotations,
+                 os.getpid(), process(os.getpid())[1], dict(run.group.paths) if run.group else None, spec.annotations,
                  rootless=not host.root, mounts_below=_mounts_below(spec, wishes.bundle))  # fmt: skip
     home.claim()
     try:
@@ -119,16 +120,14 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
             _init(steps, run, talk, kept)
         if not steps.outside:
             talk.runtime()
-        kept = kept.replaced(pid=run.pid, started=process(run.pid)[1])
-        home.write(kept)
         apply(steps.adopt, run)
         talk.tell(b"a")
         talk.expect(b"b", run.take)
+        kept = kept.replaced(pid=run.pid, started=process(run.pid)[1], phase="made")
         run.state = json.dumps(report(kept, "creating"))
         apply(steps.host_hooks, run)
         talk.tell(b"h")
         talk.expect(b"r", run.take)
-        kept = kept.replaced(phase="made")
         home.write(kept)
         if wishes.pid_file:
             write_pid(wishes.pid_file, run.pid)
@@ -137,9 +136,10 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
             talk.expect_end()
     except BaseException:
         run.close()
-        undo(Container(home, home.read()), run)
+        undo(Container(home, kept.replaced(phase="creating")), run)
         raise
     run.close()
+    run.home, run.kept = home, kept
     return run
 
 
@@ -149,13 +149,13 @@ def _clone(steps: Plan, run: Run, talk: Talk) -> int:
     for kind in steps.clone:
         flags |= KINDS[kind][0]
     if not steps.outside:
-        run.pid, run.pidfd = run.kernel.clone3(flags)
+        run.pid, run.pidfd = run.kernel.clone3(flags, run.birthplace)
         return run.pid
     between, pidfd = run.kernel.clone3(0)
     if between == 0:
         try:
             apply(steps.outside, run)
-            pid, _ = run.kernel.clone3(flags | k.CLONE_PARENT)
+            pid, _ = run.kernel.clone3(flags | k.CLONE_PARENT, run.birthplace)
         except Exception as error:
             talk.init()
             talk.fail(error)
@@ -259,24 +259,39 @@ def delete(container: Container, *, force: bool = False) -> None:
     container.home.remove()
 
 
-def _end(container: Container) -> None:
-    """No process and no group of it are left."""
+def _end(container: Container, *, ended: bool = False) -> None:
+    """No process and no group of it are left. With `ended`, init has been waited for, and was first in a PID namespace: the
+    kernel has killed all others with it."""
     kept = container.kept
     group = None
     if kept.cgroups:
         from xuni.container.cgroup import reopen
 
         group = reopen(kept.cgroups)
-    signal(container, 9, quiet=True)
-    if group:
-        group.kill(9)
-    wait_for_end(kept)
+    if not ended:
+        if kept.pid != os.getpid():  # else it is us, who could not make it; init has been waited for
+            signal(container, 9, quiet=True)
+        if group:
+            group.kill(9)
+        if kept.pid != os.getpid():
+            wait_for_end(kept)
     if group:
         group.delete()
     if kept.mounts_below:
         from xuni.container.mounts import unmount_extra
 
         unmount_extra(k.Linux(), kept.rootfs, kept.mounts_below - 1)
+
+
+def finish(run: Run) -> None:
+    """After `run`: init has ended and was waited for."""
+    assert run.kept is not None and run.home is not None
+    namespaces = run.spec.linux.namespaces if run.spec.linux else ()
+    container = Container(run.home, run.kept)
+    _end(container, ended=any(each.type == "pid" and not each.path for each in namespaces))
+    if run.spec.hooks and run.spec.hooks.poststop:
+        after(container, run.spec, "poststop")
+    run.home.remove()
 
 
 def undo(container: Container, run: Run) -> None:
@@ -308,6 +323,8 @@ def signal(container: Container, number: int, *, quiet: bool = False) -> None:
     except OSError:
         pidfd = -1
     try:
+        if kept.phase == "creating" and not quiet:
+            raise SpecError(f"container not running: {kept.id} is being created")
         if pidfd < 0 or process(kept.pid)[1] != kept.started or process(kept.pid)[0] in ("Z", "X"):
             if quiet:
                 return

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import _socket
-import fcntl
+import os
 
 from xuni.container.step import Run, Step
+from xuni.host.linux.calls import space
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+SIOCGIFFLAGS: Final = 0x8913
+SIOCSIFFLAGS: Final = 0x8914
+IFF_UP: Final = 1
 
 
 class Loopback(Step):
     """Bring `lo` up in the new network namespace."""
 
     def apply(self, run: Run) -> None:
-        socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+        socket = run.kernel.socket_inet()
         try:
-            request = b"lo".ljust(16, b"\0")  # struct ifreq, 40 bytes
-            flags = int.from_bytes(fcntl.ioctl(socket.fileno(), 0x8913, request + bytes(24))[16:18], "little")  # SIOCGIFFLAGS
-            up = request + (flags | 1).to_bytes(2, "little") + bytes(22)
-            fcntl.ioctl(socket.fileno(), 0x8914, up)  # SIOCSIFFLAGS, IFF_UP
+            request = space(40, b"lo")  # struct ifreq: the name, 16 bytes, then the flags
+            run.kernel.ioctl(socket, SIOCGIFFLAGS, request, "SIOCGIFFLAGS")
+            flags = int.from_bytes(request.raw[16:18], "little")
+            request.raw = b"lo".ljust(16, b"\0") + (flags | IFF_UP).to_bytes(2, "little")
+            run.kernel.ioctl(socket, SIOCSIFFLAGS, request, "SIOCSIFFLAGS")
         finally:
-            socket.close()
+            os.close(socket)

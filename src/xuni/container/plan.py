@@ -41,8 +41,8 @@ class Plan(Record):
     prepare: tuple[Step, ...]  # the runtime, before init exists
     outside: tuple[Step, ...]  # between the two, if namespaces must be joined before init is made
     clone: tuple[str, ...]  # the namespaces that init is born into
-    adopt: tuple[Step, ...]  # the runtime: id maps, control groups, limits
-    enter: tuple[Step, ...]  # init: its namespaces
+    adopt: tuple[Step, ...]  # the runtime: id maps, limits of init itself
+    enter: tuple[Step, ...]  # init: its control groups and namespaces
     build: tuple[Step, ...]  # init: the tree of files
     host_hooks: tuple[Step, ...]  # the runtime: network interfaces, prestart, createRuntime
     seal: tuple[Step, ...]  # init: createContainer, the new root, hidden paths
@@ -90,16 +90,17 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         prepare.append(ConnectConsole(host.console_socket))
 
     adopt: list[Step] = []
+    enter: list[Step] = []
     moves: list[Step] = []  # once init has its network namespace
     if "user" in new:
         adopt.append(ns.MapIds(linux.uidMappings, linux.gidMappings))
     if host.cgroups:
-        from xuni.container.groups import JoinGroup, LimitGroup, MakeGroup
+        from xuni.container.groups import EnterGroup, LimitGroup, MakeGroup
 
         prepare.append(MakeGroup(linux.cgroupsPath))
-        adopt.append(JoinGroup())
         if linux.resources is not None:
-            adopt.append(LimitGroup(linux.resources))
+            prepare.append(LimitGroup(linux.resources))
+        enter.append(EnterGroup())
     if by_runtime:
         prepare += opening
     for name, device in (linux.netDevices or {}).items():
@@ -109,7 +110,6 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         check_name(f"linux.netDevices.{name}.name", device.name or name)
         moves.append(MoveInterface(name, device.name or name))
 
-    enter: list[Step] = []
     if process is not None:
         adopt += [proc.SetRlimit(each.type, each.soft, each.hard) for each in process.rlimits]
         if process.oomScoreAdj is not None:
@@ -202,7 +202,7 @@ def identity(process: Process, linux: Linux, userns: bool) -> tuple[list[Step], 
         become.append(proc.OwnStreams(process.user.uid, process.user.gid))
     environment = proc.environment(process)
     become.append(proc.Environment(environment))
-    if not any(each.startswith("HOME=") for each in environment):
+    if not any(each.startswith("HOME=") and each != "HOME=" for each in environment):
         become.append(proc.FindHome(process.user.uid))
     seccomp: list[Step] = []
     keep = 0

@@ -189,7 +189,7 @@ class FindHome(Step):
     uid: int
 
     def apply(self, run: Run) -> None:
-        run.environment = (*run.environment, "HOME=" + self._look(run))
+        run.environment = (*[each for each in run.environment if each != "HOME="], "HOME=" + self._look(run))
 
     def _look(self, run: Run) -> str:
         try:

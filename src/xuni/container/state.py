@@ -31,7 +31,7 @@ class State(Record):
     config: str = "config.json"  # where it came from
     created: str = ""
     owner: str = ""
-    pid: i64 = 0
+    pid: i64 = 0  # of init; while the container is being made, of the runtime that makes it
     started: i64 = 0  # when the pid began, in clock ticks after boot: another process may have its number by now
     cgroups: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
@@ -138,7 +138,7 @@ def now() -> str:
 
 def log_line(level: str, text: str, as_json: bool | None) -> bytes:
     """One line of --log, in runc's two formats; None for people on standard error."""
-    if as_json is None:
+    if as_json is None and level != "debug":
         return f"xuni-oci: {level}: {text}\n".encode(errors="backslashreplace")
     if as_json:
         return json.dumps({"level": level, "msg": text, "time": now()}) + b"\n"
@@ -204,7 +204,7 @@ def _alive(state: State) -> bool:
 def report(state: State, status: str) -> dict[str, object]:
     """The object that hooks and `state` see."""
     said: dict[str, object] = {"ociVersion": VERSION, "id": state.id}
-    if status != "creating" or state.pid:
+    if state.phase != "creating":
         said["pid"] = 0 if status == "stopped" else state.pid
     said |= {"status": status, "bundle": state.bundle}
     if state.annotations:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from xuni.container.cgroup import Group
     from xuni.container.spec import Spec
+    from xuni.container.state import Home, State
     from xuni.container.talk import Talk
 
 
@@ -31,6 +32,8 @@ class Run:
         self.spec = spec
         self.container = container
         self.bundle = bundle
+        self.entrances: list[int] = []  # files through which a process enters the groups (Group.entrances)
+        self.birthplace = -1  # the v2 group that it is born into (Group.clone_target)
         self.party = "runtime"  # or "init": who runs
         self.group: Group | None = None
         self.pid = 0  # of init, as the runtime sees it
@@ -43,9 +46,11 @@ class Run:
         self.listener = -1  # the socket of who is notified by seccomp
         self.filter = b""  # the seccomp program
         self.talk: Talk | None = None  # in init
+        self.home: Home | None = None
+        self.kept: State | None = None  # what the state file says, once the container is made
         self.preserved: list[int] = []  # descriptors that go on into the container
         self.state = b""  # what hooks read
-        self.traced = False
+        self.traced = self.debug = False
         self.log = -1
         self.log_json: bool | None = None
         self.program = ""  # the file to execute
@@ -59,9 +64,7 @@ class Run:
             self.log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             self.log_json = as_json
         else:
-            from fcntl import F_DUPFD_CLOEXEC, fcntl
-
-            self.log = fcntl(2, F_DUPFD_CLOEXEC, 3)  # init's own standard error becomes the container's
+            self.log = os.dup(2)  # init's own standard error becomes the container's
 
     def open_hook_output(self) -> None:
         """Annotations of crun's that engines use: files that take what hooks print."""
@@ -81,10 +84,11 @@ class Run:
 
     def close(self) -> None:
         """What is still open of the runtime's own."""
-        for descriptor in self.files.values():
+        for descriptor in (*self.files.values(), *self.entrances, self.birthplace):
             if descriptor >= 0:
                 os.close(descriptor)
         self.files.clear()
+        self.entrances, self.birthplace = [], -1
 
     def take(self, what: str, descriptor: int) -> None:
         """In the runtime: what init hands over."""
@@ -106,11 +110,14 @@ class Run:
             os.set_inheritable(descriptor, True)
 
     def warn(self, text: str) -> None:
+        self.say("warning", text)
+
+    def say(self, level: str, text: str) -> None:
         """Into the log: a descriptor, since init no longer sees the host's files."""
         if self.log >= 0:
             from xuni.container.state import log_line
 
-            os.write(self.log, log_line("warning", text, self.log_json))
+            os.write(self.log, log_line(level, text, self.log_json))
 
     def trace(self, step: object, since: float) -> None:
         import time
@@ -157,13 +164,16 @@ class StepFailed(Exception):
 
 def apply(steps: Iterable[Step], run: Run) -> None:
     """Apply each in order; the first that fails ends it, as StepFailed."""
-    if run.traced:
+    if run.traced or run.debug:
         import time
 
         for step in steps:
             since = time.perf_counter()
             _apply(step, run)
-            run.trace(step, since)
+            if run.traced:
+                run.trace(step, since)
+            if run.debug:
+                run.say("debug", f"{run.party}: {step}")
         return
     for step in steps:
         _apply(step, run)

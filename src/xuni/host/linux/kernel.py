@@ -269,6 +269,16 @@ class Linux:
     def chroot(self, path: str) -> None:
         self._os("chroot", (path,), os.chroot, path)
 
+    def socket_inet(self) -> int:
+        """A datagram socket, for the interfaces' ioctls: importing `socket` for it would take longer than all of them."""
+        return call("socket", 2, 2 | os.O_CLOEXEC, 0, shown=("AF_INET", "SOCK_DGRAM|SOCK_CLOEXEC", 0))
+
+    def ioctl(self, descriptor: int, request: int, argument: Any, name: str) -> int:
+        return call("ioctl", descriptor, request, argument, shown=(descriptor, name, "…"))
+
+    def fcntl(self, descriptor: int, command: int, argument: int) -> int:
+        return call("fcntl", descriptor, command, argument, shown=(descriptor, command, argument))
+
     # ---- what a process is
 
     def prctl(self, option: int, a: int = 0, b: int = 0, c: int = 0) -> int:

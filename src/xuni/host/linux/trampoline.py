@@ -10,6 +10,7 @@ Its arguments are MARK, the path and then the program's; it calls execve(path, a
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -96,9 +97,6 @@ def available() -> bool:
 
 def make(kernel: Linux) -> int:
     """A descriptor of the sealed program, to be executed with AT_EMPTY_PATH. Raises OSError where memory files may not be."""
-    import errno
-    import fcntl
-
     try:
         descriptor = kernel.memfd_create("xuni", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC)
     except OSError as error:
@@ -107,5 +105,5 @@ def make(kernel: Linux) -> int:
         descriptor = kernel.memfd_create("xuni", MFD_CLOEXEC | MFD_ALLOW_SEALING)
     os.write(descriptor, _elf(_CODE + _TEXTS))
     os.fchmod(descriptor, 0o555)
-    fcntl.fcntl(descriptor, F_ADD_SEALS, F_SEAL_ALL)
+    kernel.fcntl(descriptor, F_ADD_SEALS, F_SEAL_ALL)
     return descriptor
