@@ -248,11 +248,11 @@ def connect() -> Iterator[Callable[..., Any]]:
     """Serve a rig over a loopback port, and connect to it: `connect(rig)` for gdb, `connect(rig, facts)` for QMP."""
     with ExitStack() as stack:
 
-        def serve(rig: Rig, facts: Facts | None = None, long_mode: bool = True, pretty: bool = False) -> Endpoint:
+        def serve(rig: Rig, facts: Facts | None = None, long_mode: bool = True) -> Endpoint:
             if facts is None:
                 make = lambda link: GdbSession(link, rig.control, describe(long_mode))  # noqa: E731
             else:
-                make = lambda link: QmpSession(link, rig.control, facts, pretty)  # noqa: E731
+                make = lambda link: QmpSession(link, rig.control, facts)  # noqa: E731
             endpoint = Endpoint(Address(Kind.TCP), make, "test")
             endpoint.open()
             stack.callback(endpoint.close)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from pathlib import Path
@@ -189,17 +188,6 @@ def test_a_browser_that_posts_to_our_port_gets_no_command_through(rig, connect, 
     assert b'"return"' not in answers
     assert machine.thread.is_alive()
     machine.until(lambda: "does not speak QMP" in capfd.readouterr().err)
-
-
-def test_pretty_answers_are_the_same_in_more_lines(rig, connect):
-    machine = rig()
-    endpoint = connect.serve(machine, FACTS, pretty=True)
-    with socket.create_connection(("127.0.0.1", endpoint.port)) as connection:
-        connection.settimeout(20)
-        text = ""
-        while text.count("{") != text.count("}") or not text:
-            text += connection.recv(1 << 16).decode()
-    assert text.count("\n") > 5 and "QMP" in json.loads(text)
 
 
 def test_pypis_client(rig, connect, tmp_path: Path):

@@ -18,19 +18,17 @@ from xuni.debug.qmp_commands import CommandFailed, Commands, Facts
 from xuni.machine.control import Controller, Event
 
 SECOND: Final = 1_000_000_000
-PRETTY_INDENT: Final = 4
 MEMBERS: Final = ("execute", "arguments", "id", "control")
 
 
 class QmpSession:
-    """One client. `pretty` lays answers out for people, as QEMU's -qmp-pretty."""
+    """One client."""
 
-    def __init__(self, link: Link, controller: Controller, facts: Facts, pretty: bool = False) -> None:
+    def __init__(self, link: Link, controller: Controller, facts: Facts) -> None:
         self._link = link
         self._controller = controller
         self._commands = Commands(controller, facts)
         self._reader = JsonReader()
-        self._pretty = pretty
         self._negotiated = False
         self._events: deque[Event] = deque()
         greeting = {"version": facts.version(), "capabilities": []}
@@ -69,8 +67,7 @@ class QmpSession:
     # -- requests ----------------------------------------------------------------------------------------------------
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        text = json.dumps(message, indent=PRETTY_INDENT if self._pretty else None)
-        self._link.send(text.encode() + b"\r\n")
+        self._link.send(json.dumps(message).encode() + b"\r\n")
 
     def _answer(self, request: Any) -> dict[str, Any]:
         identity = {"id": request["id"]} if isinstance(request, dict) and "id" in request else {}
