@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
+import xuni.engine.kvm.probes  # noqa: F401  `--trace` has to know them before an engine is chosen
 from xuni.cli.failure import EngineError, Refusal
 from xuni.exits import Vcpu
 from xuni.host.progress import Progress

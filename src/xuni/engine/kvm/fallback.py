@@ -10,15 +10,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from xuni.engine.kvm import saved
+from xuni.engine.kvm.probes import kvm_fallback
 from xuni.exits import DebugControl, Debugged, EngineFailure, Exit, Halt, Reply, Resume, Shutdown, Sliced
-from xuni.trace import Probe
 
 if TYPE_CHECKING:
     from xuni.engine.kvm.vcpu import KvmVcpu
     from xuni.engine.soft.vcpu import BaseVcpu
     from xuni.isa.x86.cpustate import VcpuState
-
-kvm_fallback = Probe("kvm_fallback", "cpu", "rip", "instruction", "count")
+    from xuni.memory.guest import GuestMemory
 
 KINDS: Final = 64  # different instructions that are counted by their first bytes
 RESUME: Final = Resume()
@@ -41,7 +40,7 @@ class Fallback:
     def begin(self, instruction: bytes) -> Exit:
         """Execute the instruction that is next."""
         vcpu = self._vcpu
-        soft = self._soft = self._soft or self._make()
+        soft = self._soft = self._soft or soft_engine(vcpu, vcpu.memory)
         state = self._before = saved.save(vcpu)
         self.count += 1
         key = (instruction or vcpu.instruction_bytes())[:4].hex(" ")
@@ -103,22 +102,23 @@ class Fallback:
         saved.load(self._vcpu, replace(after, msrs=changed, nmi_pending=before.nmi_pending, halted=False,
                                          ymm_high=before.ymm_high))  # fmt: skip
 
-    def _make(self) -> BaseVcpu:
-        from xuni.engine.soft.build import BuildError
-        from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu
-        from xuni.isa.x86.models import IMPLEMENTED
 
-        vcpu = self._vcpu
-        features = vcpu.features & IMPLEMENTED | {"base", "hypercall"}
-        config = SoftConfig(features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits,
-                            vcpu.config.identity, vcpu.config.topology)  # fmt: skip
-        base = vcpu.machine.clock_base
-        soft: BaseVcpu
-        try:
-            soft = SoftVcpu(vcpu.memory, config, clock_base=base)
-        except BuildError:
-            from xuni.engine.soft.plain import PlainVcpu
+def soft_engine(vcpu: KvmVcpu, memory: GuestMemory) -> BaseVcpu:
+    """A soft virtual CPU like `vcpu`, over `memory`, that goes step by step."""
+    from xuni.engine.soft.build import BuildError
+    from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu
+    from xuni.isa.x86.models import IMPLEMENTED
 
-            soft = PlainVcpu(vcpu.memory, config, clock_base=base)
-        soft.debug(DebugControl(step=True))
-        return soft
+    features = vcpu.features & IMPLEMENTED | {"base", "hypercall"}
+    config = SoftConfig(features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits, vcpu.config.identity,
+                        vcpu.config.topology)  # fmt: skip
+    base = vcpu.machine.clock_base
+    soft: BaseVcpu
+    try:
+        soft = SoftVcpu(memory, config, clock_base=base)
+    except BuildError:
+        from xuni.engine.soft.plain import PlainVcpu
+
+        soft = PlainVcpu(memory, config, clock_base=base)
+    soft.debug(DebugControl(step=True))
+    return soft

@@ -19,6 +19,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from xuni.engine.kvm import cpuid, saved
+from xuni.engine.kvm.compare import Comparison
 from xuni.engine.kvm.debugger import Debugger
 from xuni.engine.kvm.fallback import Fallback
 from xuni.engine.kvm.machine import TSC_KHZ
@@ -51,6 +52,8 @@ from xuni.host.kvm.entry import FAILED, Entry, port_access
 from xuni.host.kvm.reasons import ExitReason
 from xuni.isa.x86.cpuid import OURS, Identity, Topology
 from xuni.isa.x86.cpustate import CpuState, VcpuState, at_reset, real_mode
+from xuni.isa.x86.translation import translate
+from xuni.memory.guest import GuestAddressError
 
 if TYPE_CHECKING:
     from xuni.engine.kvm.machine import KvmMachine
@@ -125,6 +128,7 @@ class KvmVcpu:
         self.fallback = Fallback(self)
         self.debugger = Debugger(self)
         self.watchdog = Watchdog(self)
+        self.comparison = Comparison(self)
         saved.put_msrs(self, {APIC_BASE: self.apic_base, MTRR_DEF_TYPE: MTRR_RESET})
         machine.join(self)
 
@@ -236,8 +240,11 @@ class KvmVcpu:
 
     def translate(self, linear: int) -> int | None:
         self._take_requests()
-        found = self.kvm.translate(linear)
-        return int(found.physical_address) if found.valid else None
+        s = self.kvm.sregs()  # and not KVM_TRANSLATE, which marks entries as accessed
+        try:
+            return translate(self.memory.read, int(s.cr0), int(s.cr3), int(s.cr4), int(s.efer), linear)
+        except GuestAddressError:
+            return None  # a table where no memory is
 
     def debug(self, control: DebugControl) -> None:
         self.debugger.control(control)
@@ -285,7 +292,15 @@ class KvmVcpu:
         if self.debugger.active:
             self._attention = True
             return self.debugger.before()
+        if self.comparison.wanted:
+            self._attention = True
+            return self.comparison.step()
         return None
+
+    def run_bound(self) -> None:
+        """`run` will be called in this thread."""
+        if get_ident() != self._thread:
+            self._bind()
 
     def _bind(self) -> None:
         """Run in this thread from now on."""
@@ -347,6 +362,10 @@ class KvmVcpu:
             event = self._tpr_moved(event)
         return self.watchdog.look() or event
 
+    def interrupted(self) -> Exit:
+        """KVM_RUN ended by a signal."""
+        return self._interrupted(errno.EINTR)
+
     def _sliced(self) -> Exit:
         self._kicked = False
         self._attention = True  # another thread may call next, and has to be known
@@ -385,9 +404,9 @@ class KvmVcpu:
         in_page = min(15, PAGE - linear % PAGE)
         found = []
         for start, length in ((linear, in_page), (linear + in_page, 15 - in_page)):
-            place = self.kvm.translate(start & (1 << 64) - 1)
-            if length and place.valid:
-                found.append((int(place.physical_address), length))
+            place = self.translate(start & (1 << 64) - 1) if length else None
+            if place is not None:
+                found.append((place, length))
         return found
 
     def instruction_bytes(self) -> bytes:

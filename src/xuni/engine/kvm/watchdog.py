@@ -13,13 +13,11 @@ import re
 import time
 from typing import TYPE_CHECKING, Final
 
+from xuni.engine.kvm.probes import kvm_stuck
 from xuni.exits import EngineFailure, Exit
-from xuni.trace import Probe
 
 if TYPE_CHECKING:
     from xuni.engine.kvm.vcpu import KvmVcpu
-
-kvm_stuck = Probe("kvm_stuck", "cpu", "rip", "instruction")
 
 PATIENCE: Final = 150_000_000  # ns without a change of registers
 LOOKS: Final = 50
