@@ -23,9 +23,10 @@ def pack(directory: str, into: IO[bytes]) -> None:
         write(directory, archive)
 
 
-def write(directory: str, archive: tarfile.TarFile) -> None:
+def write(directory: str, archive: tarfile.TarFile, below: str = "") -> None:
+    """The tree's files, named as if they were below `below`."""
     seen: dict[tuple[int, int], str] = {}
-    for path, name in _walk(directory, ""):
+    for path, name in _walk(directory, below):
         status = os.lstat(path)
         if stat.S_ISSOCK(status.st_mode):
             continue

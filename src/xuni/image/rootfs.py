@@ -72,15 +72,20 @@ def unpack(stream: TarStream, diff_id: str, into: str, *, stacked: bool) -> None
 
 
 def make(store: Store, image: Image, place: Path) -> Root:
-    """A writable root below `place`, an empty directory of the container's own. `release` undoes it."""
+    """A writable root below `place`, a directory of the container's own. `release` undoes it. What was written before
+    an `unmount` is there again."""
     root = place / "rootfs"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     lower = layers(store, image)
     if not lower:
         return Root(root, "copy")
+    if any(root.iterdir()):
+        return Root(root, "copy")  # made before
+    again = (place / "upper").is_dir()
     for name in ("upper", "work"):
-        (place / name).mkdir()
-    shutil.copystat(lower[-1], place / "upper")
+        (place / name).mkdir(exist_ok=True)
+    if not again:
+        shutil.copystat(lower[-1], place / "upper")
     try:
         mount(lower, place / "upper", place / "work", root)
         return Root(root, "overlay")
@@ -133,12 +138,18 @@ def _mount_by_text(kernel: k.Linux, lower: tuple[Path, ...], upper: Path, work: 
     kernel.mount("overlay", str(root), "overlay", 0, text)
 
 
-def release(place: Path) -> None:
-    """Unmount, and remove everything below `place`. What is missing already is fine."""
+def unmount(place: Path) -> None:
+    """What was written stays, in the container's own directory."""
     root = place / "rootfs"
     while os.path.ismount(root):
         k.Linux().umount(str(root))
-    shutil.rmtree(place, ignore_errors=False) if place.exists() else None
+
+
+def release(place: Path) -> None:
+    """Unmount, and remove everything below `place`. What is missing already is fine."""
+    unmount(place)
+    if place.exists():
+        shutil.rmtree(place)
 
 
 def _in_user_namespace() -> bool:

@@ -1,0 +1,356 @@
+"""Who stays with a container from its birth to its end: passes on its output, its input, signals, and keeps its log.
+
+In the foreground that is `xuni run` itself, with --detach a process of its own. It is the subreaper of what it starts, so
+the container's first process becomes its child once the runtime has gone, and its status comes here.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Final
+
+from xuni.host.linux.kernel import Linux
+from xuni.server import ContainerError
+from xuni.server.kept import now
+from xuni.server.runtime import Runtime, said
+
+PR_SET_CHILD_SUBREAPER: Final = 36
+PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+PIECE: Final = 1 << 16
+LONGEST_LINE: Final = 1 << 14  # bytes; a longer one is split in the log, as docker does it
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+
+class Log:
+    """log.json: output by lines, each with its stream and time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)
+        self._partial = {"stdout": b"", "stderr": b""}
+
+    def add(self, stream: str, data: bytes) -> None:
+        lines = (self._partial[stream] + data).splitlines(keepends=True)
+        self._partial[stream] = b""
+        if lines and not lines[-1].endswith(b"\n") and len(lines[-1]) < LONGEST_LINE:
+            self._partial[stream] = lines.pop()
+        for line in lines:
+            self._line(stream, line)
+
+    def _line(self, stream: str, line: bytes) -> None:
+        text = {"log": line.decode(errors="replace"), "stream": stream, "time": now()}
+        with contextlib.suppress(OSError):  # a full disk must not stop the container's output
+            self._file.write(json.dumps(text).encode() + b"\n")
+
+    def close(self) -> None:
+        for stream, rest in self._partial.items():
+            if rest:
+                self._line(stream, rest)
+        self._file.close()
+
+
+@dataclass(slots=True)
+class Streams:
+    """What the runtime is given, and our ends of it."""
+
+    child: tuple[int | IO[bytes], int, int]
+    stdin: int = -1
+    outputs: dict[int, str] = field(default_factory=dict)
+    console: socket.socket | None = None
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance:
+    """How to be with one container. `foreground`: our own standard streams are its."""
+
+    runtime: Runtime
+    container: str
+    place: Path
+    terminal: bool
+    interactive: bool
+    foreground: bool
+
+
+def run(what: Attendance, created: Callable[[int], None], started: Callable[[int], None]) -> int:
+    """Create, start, and stay until the end; the exit status. `created` and `started` are told the pid.
+
+    Raises ContainerError after the runtime's state has been removed.
+    """
+    Linux().prctl(PR_SET_CHILD_SUBREAPER, 1)
+    streams = _streams(what)
+    signals = _Signals() if what.foreground else None
+    log = Log(what.place / "log.json")
+    try:
+        pid = _create(what, streams)
+        try:
+            if streams.console is not None:
+                _receive_terminal(streams)
+            created(pid)
+            _call(what, "start", what.container)
+        except BaseException:
+            _delete(what)
+            raise
+        started(pid)
+        pidfd = os.pidfd_open(pid)
+        with _raw_terminal(what, streams) if what.terminal and what.foreground else contextlib.nullcontext():
+            _relay(what, streams, log, pidfd, signals)
+        _, status = os.waitpid(pid, 0)
+        os.close(pidfd)
+        _delete(what)
+        code = os.waitstatus_to_exitcode(status)
+        return code if code >= 0 else 128 - code
+    finally:
+        log.close()
+        if signals:
+            signals.restore()
+        for descriptor in streams.outputs:
+            os.close(descriptor)
+
+
+def _streams(what: Attendance) -> Streams:
+    if what.terminal:
+        place = f"/run/xuni/console-{what.container[:16]}"
+        os.makedirs("/run/xuni", mode=0o711, exist_ok=True)
+        listening = socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+        listening.bind(place)
+        listening.listen(1)
+        return Streams((subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL), console=listening, path=place)
+    out, err = os.pipe(), os.pipe()
+    stdin: int | IO[bytes] = subprocess.DEVNULL
+    ours = -1
+    if what.interactive and what.foreground:
+        read_end, ours = os.pipe()
+        stdin = read_end
+        os.set_blocking(ours, False)
+    return Streams((stdin, out[1], err[1]), ours, {out[0]: "stdout", err[0]: "stderr"})
+
+
+def _create(what: Attendance, streams: Streams) -> int:
+    pid_file, errors = what.place / "pid", what.place / "runtime.log"
+    options = ["--console-socket", streams.path] if what.terminal else []
+    stdin, out, err = streams.child
+    # The runtime's own words go to its log: standard error is the container's already.
+    command = [*what.runtime.command, "--log", str(errors), "create", "--bundle", str(what.place), "--pid-file", str(pid_file),
+               *options, what.container]  # fmt: skip
+    try:
+        done = subprocess.run(command, stdin=stdin, stdout=out, stderr=err, check=False)
+    finally:
+        for each in streams.child:
+            if isinstance(each, int) and each >= 0:
+                os.close(each)
+    if done.returncode:
+        text = said(errors.read_bytes()) if errors.exists() else ""
+        if not text or text == "it gave no reason":
+            text = said(b"".join(_rest(each) for each in streams.outputs))
+        raise ContainerError(f"{what.runtime.name}: {text}", _status_of(text))
+    pid = int(pid_file.read_text())
+    pid_file.unlink()
+    return pid
+
+
+def _status_of(text: str) -> int:
+    """docker's: 127 if the program is not there, 126 if it cannot be executed, 125 for all else."""
+    lower = text.lower()
+    if any(each in lower for each in ("executable file not found", "no such file or directory", "not found in")):
+        return NOT_FOUND
+    if any(each in lower for each in ("permission denied", "exec format error", "is a directory", "not executable")):
+        return NOT_EXECUTABLE
+    return 125
+
+
+def _rest(descriptor: int) -> bytes:
+    os.set_blocking(descriptor, False)
+    try:
+        return os.read(descriptor, PIECE)
+    except OSError:
+        return b""
+
+
+def _call(what: Attendance, *arguments: str) -> None:
+    done = subprocess.run([*what.runtime.command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.PIPE, check=False)  # fmt: skip
+    if done.returncode:
+        text = said(done.stderr)
+        raise ContainerError(f"{what.runtime.name}: {text}", _status_of(text))
+
+
+def _delete(what: Attendance) -> None:
+    subprocess.run([*what.runtime.command, "delete", "--force", what.container], stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # fmt: skip
+
+
+def _receive_terminal(streams: Streams) -> None:
+    assert streams.console is not None
+    streams.console.settimeout(10)
+    connection, _ = streams.console.accept()
+    with connection:
+        _, control, _, _ = connection.recvmsg(4096, socket.CMSG_SPACE(4))
+        descriptors = array.array("i")
+        for level, kind, data in control:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(data[: descriptors.itemsize])
+    streams.console.close()
+    os.unlink(streams.path)
+    if not descriptors:
+        raise ContainerError("the runtime sent no terminal over --console-socket")
+    streams.outputs[descriptors[0]] = "stdout"
+    streams.stdin = os.dup(descriptors[0])
+    os.set_blocking(streams.stdin, False)
+
+
+class _Signals:
+    """Signals as bytes in a pipe, so that they are served between two other events."""
+
+    def __init__(self) -> None:
+        self.read_end, write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+        os.set_blocking(write_end, False)
+        self._write_end = write_end
+        self._wakeup = signal.set_wakeup_fd(write_end)
+        self._before = {each: signal.signal(each, lambda *_: None) for each in (*PASSED_ON, signal.SIGWINCH)}
+
+    def take(self) -> bytes:
+        try:
+            return os.read(self.read_end, 64)
+        except BlockingIOError:
+            return b""
+
+    def restore(self) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self.read_end)
+        os.close(self._write_end)
+
+
+@contextlib.contextmanager
+def _raw_terminal(what: Attendance, streams: Streams) -> Iterator[None]:
+    """The user's terminal passes on every key; the container's has its size."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(0)
+    tty.setraw(0)
+    _resize(streams)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def _resize(streams: Streams) -> None:
+    with contextlib.suppress(OSError):
+        size = fcntl.ioctl(0, termios.TIOCGWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+        for descriptor in streams.outputs:
+            fcntl.ioctl(descriptor, termios.TIOCSWINSZ, size)
+
+
+def _relay(what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _Signals | None) -> None:
+    """Until the first process has ended and its output is here."""
+    selector = selectors.DefaultSelector()
+    for descriptor in streams.outputs:
+        os.set_blocking(descriptor, False)
+        selector.register(descriptor, selectors.EVENT_READ)
+    selector.register(pidfd, selectors.EVENT_READ)
+    waiting = bytearray()  # for the container's standard input
+    if signals:
+        selector.register(signals.read_end, selectors.EVENT_READ)
+    if what.interactive and what.foreground:
+        with contextlib.suppress(PermissionError):  # an ordinary file is always readable, and epoll does not take it
+            selector.register(0, selectors.EVENT_READ)
+        if 0 not in selector.get_map():
+            waiting += sys.stdin.buffer.read()
+            _feed(streams, waiting, selector, ended=True)
+    open_outputs, ended = set(streams.outputs), False
+    while open_outputs or not ended:
+        events = selector.select(0.05 if ended else None)
+        if ended and not events:
+            break  # a process that it left behind holds the pipe; its output is not waited for
+        for key, mask in events:
+            descriptor = key.fd
+            if descriptor in streams.outputs:
+                if not _copy(descriptor, streams, log, what.foreground):
+                    selector.unregister(descriptor)
+                    open_outputs.discard(descriptor)
+            elif descriptor == pidfd:
+                selector.unregister(pidfd)
+                ended = True
+            elif signals and descriptor == signals.read_end:
+                for number in signals.take():
+                    if number == signal.SIGWINCH:
+                        _resize(streams)
+                    else:
+                        with contextlib.suppress(OSError):
+                            signal.pidfd_send_signal(pidfd, number)
+            elif descriptor == 0:
+                piece = os.read(0, PIECE)
+                waiting += piece
+                if not piece:
+                    selector.unregister(0)
+                _feed(streams, waiting, selector, ended=not piece)
+            elif descriptor == streams.stdin and mask & selectors.EVENT_WRITE:
+                _feed(streams, waiting, selector, ended=0 not in selector.get_map())
+    selector.close()
+    if streams.stdin >= 0:
+        os.close(streams.stdin)
+        streams.stdin = -1
+
+
+def _copy(descriptor: int, streams: Streams, log: Log, foreground: bool) -> bool:
+    try:
+        piece = os.read(descriptor, PIECE)
+    except BlockingIOError:
+        return True
+    except OSError:  # EIO: the other end of a terminal is closed
+        return False
+    if not piece:
+        return False
+    log.add(streams.outputs[descriptor], piece)
+    if foreground:
+        view = memoryview(piece)
+        to = 2 if streams.outputs[descriptor] == "stderr" else 1
+        while view:
+            try:
+                view = view[os.write(to, view) :]
+            except BrokenPipeError:
+                break
+    return True
+
+
+def _feed(streams: Streams, waiting: bytearray, selector: selectors.BaseSelector, *, ended: bool) -> None:
+    """As much of the input as the container takes now; the rest when it takes more."""
+    if streams.stdin < 0:
+        waiting.clear()
+        return
+    while waiting:
+        try:
+            del waiting[: os.write(streams.stdin, waiting[:PIECE])]
+        except BlockingIOError:
+            if streams.stdin not in selector.get_map():
+                selector.register(streams.stdin, selectors.EVENT_WRITE)
+            return
+        except OSError:  # it has closed its standard input
+            waiting.clear()
+            ended = True
+    if streams.stdin in selector.get_map():
+        selector.unregister(streams.stdin)
+    if ended and streams.console is None:
+        os.close(streams.stdin)
+        streams.stdin = -1

@@ -1,0 +1,398 @@
+"""The verbs: run, start, stop, kill, pause, rm, exec. Each takes what it needs from the store, the records, a runtime.
+
+The life of a container, in order: `run` claims a name, makes the root and the bundle, then somebody attends it (we, or a
+process of its own); `_live` is what whoever attends does, `_ended` what is left to do after.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from xuni.container import cgroup
+from xuni.container.cgroup import Group
+from xuni.host.linux.calls import CallError
+from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
+from xuni.image import ImageError, rootfs
+from xuni.image.content import Image, Store
+from xuni.server import ContainerError, attend, bundle, network, runtime
+from xuni.server.bundle import Identity
+from xuni.server.kept import Containers, Record, began, now
+from xuni.server.request import Request
+
+PATIENCE = 10.0  # seconds from the stop signal to SIGKILL
+MAX_PASSWD = 4 << 20  # bytes of the image's /etc/passwd that are read
+
+
+def run(request: Request) -> tuple[Record, int]:
+    """Make and start a container. In the foreground until it ends, with its exit status; detached, until it has started.
+
+    Raises ContainerError, ImageError; nothing is left behind then.
+    """
+    _need_root()
+    record = create(request)
+    try:
+        return _begin(record)
+    except BaseException:
+        if request.remove or Containers().read(record.id).status == "created":
+            remove(record.id, force=True)
+        raise
+
+
+def create(request: Request) -> Record:
+    """Everything up to the process: the name, the root, the bundle."""
+    store, containers = Store(), Containers()
+    image = store.find(request.image)
+    command = bundle.arguments(request, image.config)
+    runtime.find(request.runtime)
+    for volume in request.volumes:
+        if not os.path.exists(volume.source):
+            raise ContainerError(f"-v {volume.source}:{volume.target}: {volume.source} is not there on the host; make it first")
+    record = containers.claim(Record(
+        id=secrets.token_hex(32), name=request.name, request=request, image=image.name, layers=image.config.diff_ids,
+        command=command, created=now(), runtime=request.runtime,
+    ))  # fmt: skip
+    try:
+        _bundle(store, image, record, containers.place(record.id))
+    except BaseException:
+        rootfs.release(containers.place(record.id))
+        raise
+    return record
+
+
+def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
+    root = rootfs.make(store, image, place)
+    request = record.request
+    identity = look_up(root.path, request.user or image.config.user)
+    hostname = request.hostname or record.id[:12]
+    (place / "hostname").write_text(f"{hostname}\n")
+    (place / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    files = {"/etc/hostname": "hostname", "/etc/hosts": "hosts"}
+    if request.network != "none":
+        (place / "resolv.conf").write_text(network.resolv_conf())
+        files["/etc/resolv.conf"] = "resolv.conf"
+    if request.network == "host":
+        del files["/etc/hostname"]
+        shutil.copyfile("/etc/hosts", place / "hosts")
+    wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
+                           {target: str(place / name) for target, name in files.items()})  # fmt: skip
+    (place / "config.json").write_text(json.dumps(wanted))
+
+
+def start(wanted: str) -> Record:
+    """Once more, a container that has ended; it keeps what it wrote. Detached. Raises ContainerError."""
+    _need_root()
+    record = Containers().find(wanted)
+    if record.status == "running":
+        return record
+    store = Store()
+    place = Containers().place(record.id)
+    record = replace(record, request=replace(record.request, detach=True, remove=False), status="created", error="")
+    rootfs.unmount(place)
+    _bundle(store, store.find(record.image), record, place)
+    return _begin(record)[0]
+
+
+def _begin(record: Record) -> tuple[Record, int]:
+    if not record.request.detach:
+        return _live(record, -1)
+    read_end, write_end = os.pipe()
+    sys.stdout.flush()
+    if (pid := os.fork()) == 0:
+        os.close(read_end)
+        _detached(record, write_end)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    if said:
+        told = json.loads(said)
+        raise ContainerError(told["error"], told["status"])
+    return Containers().read(record.id), 0
+
+
+def _detached(record: Record, pipe: int) -> None:
+    """A process of its own, whose parent is not ours; it writes to the pipe why it failed, or closes it."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        for each in (0, 1, 2):
+            os.dup2(null, each)
+        os.chdir("/")
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _live(record, pipe)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            told = {"error": str(error) or type(error).__name__, "status": getattr(error, "status", 125)}
+            os.write(pipe, json.dumps(told).encode())
+    finally:
+        os._exit(0)
+
+
+def _live(record: Record, pipe: int) -> tuple[Record, int]:
+    """From birth to end. `pipe` is closed once the process runs."""
+    containers, request = Containers(), record.request
+    place = containers.place(record.id)
+
+    def created(pid: int) -> None:
+        nonlocal record
+        if request.network == "bridge":
+            address = network.attach(record.id, pid, request.ports)
+            record = replace(record, address=address)
+            with open(place / "hosts", "a") as hosts:
+                hosts.write(f"{address}\t{request.hostname or record.id[:12]}\n")
+
+    def started(pid: int) -> None:
+        nonlocal record
+        record = replace(record, status="running", pid=pid, began=began(pid), started=now(), finished="", exit=0,
+                         monitor=os.getpid())  # fmt: skip
+        containers.write(record)
+        if pipe >= 0:
+            os.close(pipe)
+
+    attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty, request.interactive, pipe < 0)
+    try:
+        status = attend.run(attending, created, started)
+    except BaseException as error:
+        network.detach(record.id)
+        containers.write(replace(record, status="exited" if record.status == "running" else "created", error=str(error)))
+        raise
+    record = replace(record, status="exited", exit=status, finished=now(), pid=0)
+    _ended(containers, record)
+    return record, status
+
+
+def _ended(containers: Containers, record: Record) -> None:
+    if record.request.network == "bridge":
+        network.detach(record.id)
+    place = containers.place(record.id)
+    rootfs.unmount(place)
+    _forget_parent_group()
+    if record.request.remove:
+        rootfs.release(place)
+    elif place.exists():
+        containers.write(replace(record, address=""))
+
+
+def _forget_parent_group() -> None:
+    """/xuni goes with the last container in it."""
+    for directory in {os.path.dirname(each) for each in cgroup.place("/xuni/none", "none", rootless=False).paths.values()}:
+        with contextlib.suppress(OSError):  # others are in it
+            os.rmdir(directory)
+
+
+# ---- from outside
+
+
+def stop(wanted: str, patience: float = PATIENCE) -> Record:
+    """The stop signal, then SIGKILL, then until its end has been noted. Raises ContainerError."""
+    record = Containers().find(wanted)
+    if record.status != "running":
+        return record
+    image = _config_of(record)
+    _signal(record, signal_number(record.request.stop_signal or image or "TERM"))
+    if not wait_gone(record, patience):
+        kill(record.id, "KILL")
+    return settle(record)
+
+
+def _config_of(record: Record) -> str:
+    with contextlib.suppress(ImageError):
+        return Store().find(record.image).config.stop_signal
+    return ""
+
+
+def kill(wanted: str, name: str = "KILL") -> Record:
+    record = _running(wanted)
+    number = signal_number(name)
+    if number == signal.SIGKILL and paused(record):
+        _runtime(record, "resume", record.id)
+    _signal(record, number)
+    return record
+
+
+def _signal(record: Record, number: int) -> None:
+    _runtime(record, "kill", record.id, str(number))
+
+
+def signal_number(name: str) -> int:
+    """KILL, SIGKILL or 9. Raises ContainerError."""
+    text = name.upper().removeprefix("SIG")
+    if text.isdecimal() and 0 < int(text) < 65:
+        return int(text)
+    found = getattr(signal, f"SIG{text}", None)
+    if not isinstance(found, signal.Signals):
+        raise ContainerError(f"{name!r} is not a signal; `kill -l` lists them", 1)
+    return int(found)
+
+
+def wait_gone(record: Record, seconds: float | None) -> bool:
+    """Whether its first process has ended within that time."""
+    try:
+        pidfd = os.pidfd_open(record.pid)
+    except OSError:
+        return True
+    try:
+        if began(record.pid) != record.began:
+            return True
+        import select
+
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        return bool(poll.poll(None if seconds is None else int(seconds * 1000)))
+    finally:
+        os.close(pidfd)
+
+
+def settle(record: Record) -> Record:
+    """After its end: once whoever attends it has noted it."""
+    wait_gone(record, None)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            found = Containers().find(record.id)
+        except ContainerError:
+            return replace(record, status="exited")  # --rm
+        if found.status != "running":
+            return found
+        time.sleep(0.01)
+    raise ContainerError(f"container {record.name} has ended, but process {record.monitor}, which attends it, does not note it")
+
+
+def wait(wanted: str) -> int:
+    return settle(Containers().find(wanted)).exit
+
+
+def pause(wanted: str) -> Record:
+    record = _running(wanted)
+    _runtime(record, "pause", record.id)
+    return record
+
+
+def resume(wanted: str) -> Record:
+    record = _running(wanted)
+    _runtime(record, "resume", record.id)
+    return record
+
+
+def paused(record: Record) -> bool:
+    return record.status == "running" and group(record).frozen()
+
+
+def group(record: Record) -> Group:
+    """Its control groups."""
+    return cgroup.place(f"/xuni/{record.id}", record.id, rootless=False)
+
+
+def remove(wanted: str, *, force: bool = False) -> Record:
+    """Forget a container, and all that it wrote. Raises ContainerError if it runs, unless forced."""
+    containers = Containers()
+    record = containers.find(wanted)
+    if record.status == "running":
+        if not force:
+            raise ContainerError(f"container {record.name} runs: `xuni stop {record.name}` first, or remove it with -f", 1)
+        with contextlib.suppress(ContainerError):
+            kill(record.id, "KILL")
+        record = settle(record)
+    if force:
+        with contextlib.suppress(ContainerError):
+            _runtime(record, "delete", "--force", record.id)
+    network.detach(record.id)
+    _forget_parent_group()
+    with containers.lock():
+        rootfs.release(containers.place(record.id))
+    return record
+
+
+def execute(wanted: str, command: Sequence[str], *, tty: bool = False, interactive: bool = False, detach: bool = False,
+            env: Sequence[str] = (), workdir: str = "", user: str = "") -> int:  # fmt: skip
+    """One more process in a container that runs; its exit status. Our standard streams are its."""
+    record = _running(wanted)
+    if paused(record):
+        raise ContainerError(f"container {record.name} is paused; `xuni unpause {record.name}` lets it go on", 1)
+    options = ["--tty"] if tty else []
+    options += ["--detach"] if detach else []
+    for each in env:
+        options += ["--env", each if "=" in each else f"{each}={os.environ.get(each, '')}"]
+    options += ["--cwd", workdir] if workdir else []
+    if user:
+        who = look_up(Path(f"/proc/{record.pid}/root"), user)
+        options += ["--user", f"{who.uid}:{who.gid}"]
+    found = runtime.find(record.runtime)
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGQUIT)}  # they are the process's
+    try:
+        done = subprocess.run([*found.command, "exec", *options, record.id, *command],
+                              stdin=None if interactive or tty else subprocess.DEVNULL, check=False)  # fmt: skip
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+
+
+def _running(wanted: str) -> Record:
+    record = Containers().find(wanted)
+    if record.status != "running":
+        raise ContainerError(f"container {record.name} is {record.status}; `xuni start {record.name}` starts it", 1)
+    return record
+
+
+def _runtime(record: Record, *arguments: str) -> None:
+    runtime.find(record.runtime).call(*arguments)
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise ContainerError("`xuni run` mounts roots and makes networks, which takes root; `xuni oci run` runs a bundle without")
+
+
+# ---- who the process is
+
+
+def look_up(root: Path, user: str) -> Identity:
+    """USER[:GROUP], names or numbers, by the image's own /etc/passwd and /etc/group. Raises ContainerError."""
+    name, _, group_name = user.partition(":")
+    people = [line.split(":") for line in _file(root, "etc/passwd") if line.count(":") >= 6]
+    groups = [line.split(":") for line in _file(root, "etc/group") if line.count(":") >= 3]
+    person = next((each for each in people if name in (each[0], each[2])), None) if name else None
+    if not name:
+        person = next((each for each in people if each[2] == "0"), None)
+    if person is not None and person[2].isdecimal() and person[3].isdecimal():
+        uid, gid, home, login = int(person[2]), int(person[3]), person[5] or "/", person[0]
+    elif not name or name.isdecimal():
+        uid, gid, home, login = int(name or 0), 0, "/" if name else "/root", ""
+    else:
+        raise ContainerError(f"-u {user}: the image's /etc/passwd has no user {name!r}")
+    more = tuple(int(each[2]) for each in groups if login and login in each[3].split(",") and each[2].isdecimal())
+    if group_name:
+        found = next((each[2] for each in groups if each[0] == group_name), group_name)
+        if not found.isdecimal():
+            raise ContainerError(f"-u {user}: the image's /etc/group has no group {group_name!r}")
+        gid, more = int(found), ()
+    if max(uid, gid) >= 1 << 32:
+        raise ContainerError(f"-u {user}: ids are below 4294967296")
+    return Identity(uid, gid, more, home)
+
+
+def _file(root: Path, name: str) -> list[str]:
+    """Of the image: no link of it leads out."""
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = Linux().openat2(directory, name, os.O_RDONLY | os.O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except CallError:
+        return []
+    finally:
+        os.close(directory)
+    with open(descriptor, "rb") as file:
+        return file.read(MAX_PASSWD).decode(errors="replace").splitlines()

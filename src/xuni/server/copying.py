@@ -1,0 +1,115 @@
+"""`xuni cp`: files between host and container, as layers travel: packed into a tar stream, unpacked inside a root."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xuni.host.linux.calls import CallError
+from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
+from xuni.image import ImageError, pack, rootfs
+from xuni.image.compression import TarStream
+from xuni.image.content import Store
+from xuni.image.extract import Extractor
+from xuni.server import ContainerError
+from xuni.server.kept import Containers, Record
+
+
+@contextmanager
+def root(record: Record) -> Iterator[int]:
+    """A descriptor of its root directory: what its process sees, or what is left of it once it has ended."""
+    place = Containers().place(record.id)
+    mounted = False
+    path = Path(f"/proc/{record.pid}/root") if record.status == "running" else place / "rootfs"
+    if record.status != "running":
+        mounted = not os.path.ismount(path)
+        rootfs.make(Store(), Store().find(record.image), place)
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+        if mounted:
+            rootfs.unmount(place)
+
+
+def out(record: Record, source: str, target: Path) -> None:
+    """CONTAINER:source to the host. Links in the container are looked up in the container. Raises ContainerError."""
+    with root(record) as top:
+        try:
+            found = Linux().openat2(top, source.lstrip("/") or ".", os.O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        except CallError as error:
+            raise ContainerError(f"{record.name}:{source}: {error.strerror}", 1) from None
+        try:
+            name = os.path.basename(os.path.normpath("/" + source)) or record.name
+            into, name = _place(target, name)
+            _copy(found, name, into)
+        finally:
+            os.close(found)
+
+
+def into(record: Record, source: Path, target: str) -> None:
+    """From the host to CONTAINER:target. Raises ContainerError."""
+    try:
+        found = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise ContainerError(f"{source}: {error.strerror}", 1) from None
+    with root(record) as top:
+        name = os.path.basename(os.path.abspath(source))
+        try:
+            at = _directory(top, target)
+        except CallError:
+            parent, _, name = os.path.normpath("/" + target).rpartition("/")
+            try:
+                at = _directory(top, parent)
+            except CallError as error:
+                raise ContainerError(f"{record.name}:{parent}: {error.strerror}", 1) from None
+        try:
+            _copy(found, name, f"/proc/self/fd/{at}")
+        finally:
+            os.close(at)
+            os.close(found)
+
+
+def _directory(top: int, path: str) -> int:
+    flags, resolve = os.O_PATH | os.O_DIRECTORY, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    return Linux().openat2(top, path.lstrip("/") or ".", flags, 0, resolve)
+
+
+def _place(target: Path, name: str) -> tuple[str, str]:
+    if target.is_dir():
+        return str(target), name
+    if not target.parent.is_dir():
+        raise ContainerError(f"{target.parent} is not a directory of the host", 1)
+    return str(target.parent), target.name
+
+
+def _copy(source: int, name: str, directory: str) -> None:
+    """What the descriptor names becomes `name` in the directory."""
+    path = f"/proc/self/fd/{source}"
+    with tempfile.TemporaryFile() as spool:
+        with tarfile.open(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            if stat.S_ISDIR(os.stat(path).st_mode):
+                member = tarfile.TarInfo(name)
+                member.type, member.mode = tarfile.DIRTYPE, stat.S_IMODE(os.stat(path).st_mode)
+                archive.addfile(member)
+                pack.write(path, archive, name)
+            else:
+                status = os.stat(path)
+                member = tarfile.TarInfo(name)
+                member.mode, member.size, member.mtime = stat.S_IMODE(status.st_mode), status.st_size, int(status.st_mtime)
+                with open(path, "rb") as content:
+                    archive.addfile(member, content)
+        spool.seek(0)
+        extractor = Extractor(directory, stacked=False)
+        try:
+            extractor.layer(TarStream(spool))
+        except ImageError as error:
+            raise ContainerError(str(error), 1) from None
+        finally:
+            extractor.close()
