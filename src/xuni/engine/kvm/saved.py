@@ -126,7 +126,12 @@ def load(vcpu: KvmVcpu, state: VcpuState) -> None:
     unknown = sorted(set(state.msrs) - kept - {MISC_ENABLE})
     if any(state.msrs[index] for index in unknown):
         raise ValueError(f"msrs: this processor does not keep {', '.join(f'{index:#x}' for index in unknown)}")
-    put_registers(vcpu, state.registers, state.pdptes)
+    try:
+        put_registers(vcpu, state.registers, state.pdptes)
+    except OSError as error:
+        r = state.registers
+        raise ValueError(f"registers: KVM here refuses CR0 {r.cr0:#x}, CR4 {r.cr4:#x} or EFER {r.efer:#x}: a feature that "
+                         "it does not have is in use") from error  # fmt: skip
     debug = s.Debugregs(dr6=state.dr6, dr7=state.dr7)
     for n, address in enumerate(state.debug):
         debug.db[n] = address

@@ -23,6 +23,7 @@ PATIENCE: Final = 150_000_000  # ns without a change of registers
 LOOKS: Final = 50
 SHORTEST, LONGEST = 20_000, 200_000  # ns between them
 TRIES: Final = 3
+PLACES: Final = 64  # that are remembered, to wait there no more
 WAITS: Final = re.compile(
     rb"[\x26\x2e\x36\x3e\x40-\x4f\x64-\x67\xf2\xf3]*"
     rb"([\xe9\xea\xeb\xff\x70-\x7f\xe0-\xe3\xc2\xc3\xca-\xcf]|\x0f[\x80-\x8f]|\x90|\xf4)", re.DOTALL
@@ -37,19 +38,21 @@ class Watchdog:
         self._vcpu = vcpu
         self._seen = b""
         self._since = 0
-        self._rescued = b""
-        self._tries = 0
+        self._places: set[int] = set()  # where KVM was stuck before
+        self._vain = 0
 
     def look(self) -> Exit | None:
         """KVM_RUN was interrupted: an exit if that is due to anything but a signal."""
         vcpu = self._vcpu
-        seen, now = bytes(vcpu.kvm.regs()), time.monotonic_ns()
-        if seen != self._seen or vcpu.halted:
+        regs, now = vcpu.kvm.regs(), time.monotonic_ns()
+        seen = bytes(regs)
+        known = int(regs.rip) in self._places
+        if vcpu.halted or vcpu.debugger.active or seen != self._seen and not known:
             self._seen, self._since = seen, now
             return None
-        if now - self._since < PATIENCE or vcpu.debugger.active:
+        if now - self._since < PATIENCE and not known:
             return None
-        self._since = now
+        self._seen, self._since = seen, now
         instruction = vcpu.instruction_bytes()
         if WAITS.match(instruction):
             return None
@@ -59,14 +62,17 @@ class Watchdog:
                     return vcpu.decode()
             if bytes(vcpu.kvm.regs()) != seen:
                 return None
-        return self._rescue(instruction)
+        return self._rescue(int(regs.rip), instruction)
 
-    def _rescue(self, instruction: bytes) -> Exit:
-        vcpu, rip = self._vcpu, int(self._vcpu.kvm.regs().rip)
+    def _rescue(self, rip: int, instruction: bytes) -> Exit:
+        vcpu = self._vcpu
         if kvm_stuck.on:
             kvm_stuck(vcpu.config.apic_id, rip, instruction.hex(" "))
-        self._tries = self._tries + 1 if self._rescued == self._seen else 1
-        self._rescued = self._seen
-        if self._tries > TRIES:
+        if len(self._places) < PLACES:
+            self._places.add(rip)
+        event = vcpu.fallback.begin(instruction)
+        moved = vcpu.fallback.active or bytes(vcpu.kvm.regs()) != self._seen
+        self._vain = 0 if moved else self._vain + 1
+        if self._vain >= TRIES:
             return EngineFailure(f"KVM_RUN makes no progress at RIP {rip:#x}, instruction bytes {instruction.hex(' ')}")
-        return vcpu.fallback.begin(instruction)
+        return event
