@@ -14,7 +14,7 @@ import os
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -198,7 +198,7 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
         function = getattr(sys.modules[module], name).__native__
         want(native_instance(function, tuple(static)))
     roots: tuple[Any, ...] = (run.run, decode.lookup, decode.lookup_link, memory.fill, physical.note_write,
-                              memory.flush_tlb, memory.host_write, run.empty_arena)  # fmt: skip
+                              memory.flush_tlb, memory.host_write, run.empty_arena, decode.put_handler)  # fmt: skip
     for root in roots:
         want(native_instance(root.__native__))
     bodies, declarations = [glue.text()], set()
@@ -225,10 +225,14 @@ _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _RELA: Final = struct.Struct("<QQq")
 
 
-def link(objects: list[bytes]) -> tuple[bytes, dict[str, int], list[int]]:
-    """Lay out relocatable objects and resolve what they say of each other."""
+def link(objects: list[bytes], base: int = 0, known: Mapping[str, int] | None = None) -> tuple[bytes, dict[str, int], list[int]]:
+    """Lay out relocatable objects and resolve what they say of each other.
+
+    They will be at `base` of an image that has the symbols `known` already. Returns bytes, all symbols, and the offsets
+    in the image of 64-bit words to which its address must be added.
+    """
     image = bytearray()
-    symbols: dict[str, int] = {}
+    symbols: dict[str, int] = dict(known or {})
     fixups: list[tuple[int, int, str | int, int]] = []
     for data in objects:
         (shoff,) = struct.unpack_from("<Q", data, 40)
@@ -239,7 +243,7 @@ def link(objects: list[bytes]) -> tuple[bytes, dict[str, int], list[int]]:
             kind, flags, offset, size, align = section[1], section[2], section[4], section[5], section[8]
             if flags & 2 and size and kind != 0x70000001:  # allocated; unwind tables are not needed
                 image.extend(bytes(-len(image) % max(align, 16)))
-                at[i] = len(image)
+                at[i] = base + len(image)
                 image.extend(data[offset : offset + size] if kind != 8 else bytes(size))
         table = next(s for s in sections if s[1] == 2)
         strings = sections[table[6]]
@@ -258,23 +262,24 @@ def link(objects: list[bytes]) -> tuple[bytes, dict[str, int], list[int]]:
                 local.append(value)
         for section in sections:
             if section[1] == 4 and section[7] in at:
-                base = at[section[7]]
+                start = at[section[7]]
                 for offset, info, addend in _RELA.iter_unpack(data[section[4] : section[4] + section[5]]):
-                    fixups.append((base + offset, info & 0xFFFFFFFF, local[info >> 32], addend))
+                    fixups.append((start + offset, info & 0xFFFFFFFF, local[info >> 32], addend))
     absolute: list[int] = []
-    for place, kind, target, addend in fixups:
+    for where, kind, target, addend in fixups:
+        place = where - base
         if isinstance(target, str):
             if target not in symbols:
                 raise BuildError(f"the compiled engine refers to {target}, which nothing defines")
             target = symbols[target]
         match kind:
             case 2 | 4:  # R_X86_64_PC32, PLT32
-                struct.pack_into("<i", image, place, target + addend - place)
+                struct.pack_into("<i", image, place, target + addend - where)
             case 24:  # R_X86_64_PC64
-                struct.pack_into("<q", image, place, target + addend - place)
+                struct.pack_into("<q", image, place, target + addend - where)
             case 1:  # R_X86_64_64
                 struct.pack_into("<q", image, place, target + addend)
-                absolute.append(place)
+                absolute.append(where)
             case _:
                 raise BuildError(f"relocation type {kind} in a compiled module")
     return bytes(image), symbols, absolute
@@ -343,6 +348,6 @@ def _prune(directory: Path) -> None:
     for old in sorted(directory.glob("*.engine"), key=lambda p: p.stat().st_mtime)[:-40]:
         old.unlink(missing_ok=True)
     limit = time.time() - _KEEP_DAYS * 86400
-    for module in (directory / "objects").glob("*"):
+    for module in (*(directory / "objects").glob("*"), *(directory / "loops").glob("*")):
         if module.stat().st_mtime < limit:
             module.unlink(missing_ok=True)

@@ -7,13 +7,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xuni.engine.soft.records import HASH_BITS, PAGE, TLB_ENTRIES, Arena, Frame, Leaf, LeafFlag, SlotRecord, TlbEntry
 from xuni.engine.soft.region import Parts
 from xuni.isa.struct import PlainPlace
 from xuni.isa.x86.state import State
 from xuni.memory.guest import GuestMemory
+
+if TYPE_CHECKING:
+    from xuni.engine.soft.hot import HotLoops
 
 ARENA_SIZE: Final = 256 << 20  # virtual; taken as it is used
 CPUS: Final = 256
@@ -34,10 +37,13 @@ class CodeCache:
         self.memory = memory
         self.tables = tables
         self.features = features
+        self.linked = frozenset(tables["linked"])
         self._call_host_write = host_write
         self._host_lock = Lock()
         self._states: list[State] = []
         self._breakpoints: dict[int, frozenset[int]] = {}
+        self.hot: HotLoops | None = None
+        """What compiles hot loops, where code is compiled at all."""
         self._flush: list[Callable[[], None]] = []
         self._frame_count = sum(slot.size for slot in memory.slots) // PAGE + SPARE_FRAMES
         self.region = Parts({
@@ -79,7 +85,9 @@ class CodeCache:
         self.arena.cpu_count = number + 1
 
     def close(self) -> None:
-        """Forget the guest memory's hooks."""
+        """Forget the guest memory's hooks, and compile no more."""
+        if self.hot is not None:
+            self.hot.close()
         if self._memory_written in self.memory.on_write:
             self.memory.on_write.remove(self._memory_written)
         if self._memory_remapped in self.memory.on_remap:
@@ -95,6 +103,22 @@ class CodeCache:
             bits[(address & PAGE - 1) >> 3] |= 1 << (address & 7)
         self.region.put_part("breakpoints", bytes(bits))
         return True
+
+    @property
+    def host_state(self) -> int:
+        """Address of the state that is the host's own."""
+        return self.region.address_of("host")
+
+    def bytes_at(self, address: int, length: int) -> bytes:
+        """Bytes of this cache, by their host address. Raises IndexError outside it."""
+        at = address - self.region.address
+        if not 0 <= at <= len(self.region.map) - length:
+            raise IndexError(f"{address:#x} is not in the code cache")
+        return self.region.map[at : at + length]
+
+    def word(self, address: int) -> int:
+        """The 64-bit word at a host address in this cache."""
+        return int.from_bytes(self.bytes_at(address, 8), "little")
 
     def _leaves(self) -> bytes:
         """The leaves, those of absent features replaced by the invalid one."""

@@ -39,7 +39,7 @@ from xuni.engine.soft.records import (
     TlbEntry,
     Trace,
 )
-from xuni.isa.bits import U64, Bits, const, select, u1, u64
+from xuni.isa.bits import U1, U64, Bits, const, select, u1, u64
 from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.exceptions import Again, GuestFault, Leave, Vector
 from xuni.isa.x86.paging import Access, walk
@@ -614,6 +614,19 @@ def make_trace(cpu: SoftCpu, host_page: U64, offset: U64, mode: U64, frame_point
             publish(cpu, trace, host, mode)
     unlock_code(cpu)
     return trace
+
+
+@native
+def put_handler(cpu: SoftCpu, op_pointer: U64, expected: U64, handler: U64, generation: U64) -> U1:
+    """Give the first Op of a trace another handler, unless the trace has been killed; whether that was done."""
+    lock_code(cpu)
+    op = cpu.struct(Op, op_pointer)
+    same = (cpu.arena.generation == generation) & (op.handler == expected)
+    same = same & (cpu.struct(Trace, op_pointer - Trace.SIZE).dead == 0)
+    if same:
+        op.handler = handler
+    unlock_code(cpu)
+    return same
 
 
 @native

@@ -122,12 +122,16 @@ class HandlerCpu(Endings, StagedCpu):
                 effect = int(Effect.KEEP)
         self.effect = effect if self.effect in (None, effect) else int(Effect.UNKNOWN)
 
-    def tail(self, handler: str, op: str, n: Bits, tlb: str = "%t") -> None:
+    def privilege_changed(self) -> None:
+        super().privilege_changed()
+        self.tlb = self._pointer(self.s.tlb)  # the handlers that follow in this trace look there
+
+    def tail(self, handler: str, op: str, n: Bits) -> None:
         """Tail-call a handler."""
         lift = self.stage.llvm.lift
         a, kind, b = (lift(x) for x in self._flags())
         code = self.stage.code
-        passed = f"ptr %s, ptr {op}, i64 {lift(n)}, i64 {a}, i64 {kind}, i64 {b}, ptr {tlb}"
+        passed = f"ptr %s, ptr {op}, i64 {lift(n)}, i64 {a}, i64 {kind}, i64 {b}, ptr {self.tlb}"
         code.emit(f"musttail call {CC} void {handler}({passed})")
         code.end("ret void")
 

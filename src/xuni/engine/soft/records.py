@@ -117,6 +117,25 @@ class Arena(Struct):
     breakpoints = Field(64)  # pointer to one bit a page offset: an instruction there asks before it begins
 
 
+HOT: Final = 16  # samples of a place that make it hot
+HOT_ENTRIES: Final = 256
+HOT_RING: Final = 64
+
+
+class HotEntry(Struct):
+    """A place where the budget ran out, and how often."""
+
+    rip = Field(64)
+    count = Field(64)
+
+
+class HotLoop(Struct):
+    """A place that is hot, as the key of its trace."""
+
+    host = Field(64)
+    mode = Field(64)
+
+
 WATCHPOINTS: Final = 4
 
 

@@ -10,7 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from xuni.engine.soft import decode, memory, physical
-from xuni.engine.soft.records import HASH_BITS, Arena, JumpEntry, Mode, Op
+from xuni.engine.soft.records import (
+    HASH_BITS,
+    HOT,
+    HOT_ENTRIES,
+    HOT_RING,
+    OFFSET,
+    Arena,
+    HotEntry,
+    HotLoop,
+    JumpEntry,
+    Mode,
+    Op,
+    TlbEntry,
+)
 from xuni.isa.bits import U64, Bits, const, select, u64
 from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.debug import code_breakpoint
@@ -98,6 +111,27 @@ def settle(cpu: SoftCpu) -> None:
         s.rip = select((s.mode & Mode.SIZE) == 2, rip, rip & 0xFFFFFFFF)
         s.uop = 0
     s.retired = done
+
+
+@native
+def note_hot(cpu: SoftCpu) -> None:
+    """The budget ran out at a branch to RIP: what is met here often is a hot loop (see hot.py)."""
+    s = cpu.s
+    entry = cpu.struct(HotEntry, s.hot_table + ((s.rip ^ s.rip >> 8) & (HOT_ENTRIES - 1)) * HotEntry.SIZE)
+    if entry.rip == s.rip:
+        entry.count = entry.count + 1
+        e = cpu.struct(TlbEntry, s.tlb + memory.tlb_at(s.rip))
+        if (entry.count >= HOT) & (e.execute == (s.rip & ~u64(OFFSET))):
+            entry.count = 0
+            ring = cpu.struct(HotLoop, s.hot_ring + (s.hot_count & (HOT_RING - 1)) * HotLoop.SIZE)
+            ring.host = e.host + (s.rip & OFFSET)
+            ring.mode = s.mode
+            s.hot_count = s.hot_count + 1
+    elif entry.count > 1:
+        entry.count = entry.count - 1
+    else:
+        entry.rip = s.rip
+        entry.count = 1
 
 
 @native
@@ -238,6 +272,8 @@ def turn(cpu: SoftCpu) -> U64:
     code = cpu.attempt(execute)
     settle(cpu)
     s.in_code = 0
+    if s.budget.slt(0) & (code == 0):
+        note_hot(cpu)
     if unlikely(code != 0):
         return 1 - faulted(cpu, code)
     return u64(1)

@@ -7,11 +7,21 @@ from array import array
 from typing import Any
 
 from xuni.engine.soft import program
+from xuni.engine.soft.decode import CONDITIONS
 from xuni.engine.soft.handlers import SPECIALS
-from xuni.engine.soft.records import Effect, Leaf, LeafFlag
+from xuni.engine.soft.records import FORMS, Effect, Leaf, LeafFlag
 from xuni.isa.x86.encodings import Encoding
 
 SHARED = ("stale", "close_linked", "close_far", "too_long")
+
+
+def _linked(plan: Any) -> set[str]:
+    """The handlers of a leaf that go through a link to their target."""
+    flags, names = plan[0], plan[8]
+    if not flags & LeafFlag.BRANCH:
+        return set()
+    producers = CONDITIONS if flags & LeafFlag.CONDITION else 1
+    return {name for position, name in enumerate(names) if name and position // producers % FORMS == 0}
 
 
 def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int] | None) -> dict[str, Any]:
@@ -73,4 +83,5 @@ def assemble(encodings: list[Encoding], parts: list[Any], symbols: dict[str, int
         "names": names,
         "features": ["base", "base", *(plan[9] for plan in plans)],
         "updates": updates,
+        "linked": sorted({"close_linked", *(name for plan in plans for name in _linked(plan))}),
     }

@@ -6,13 +6,28 @@ import ctypes
 import os
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 from xuni.engine.soft import build, saved
 from xuni.engine.soft.code_cache import CodeCache
-from xuni.engine.soft.records import FILL_LOG, JUMP_ENTRIES, PAGE, TLB_ENTRIES, WATCHPOINTS, JumpEntry, Privilege, Watch
+from xuni.engine.soft.hot import HotLoops
+from xuni.engine.soft.records import (
+    FILL_LOG,
+    HOT_ENTRIES,
+    HOT_RING,
+    JUMP_ENTRIES,
+    PAGE,
+    TLB_ENTRIES,
+    WATCHPOINTS,
+    HotEntry,
+    HotLoop,
+    JumpEntry,
+    Privilege,
+    Watch,
+)
 from xuni.engine.soft.region import Parts, Region
 from xuni.exits import (
     Data,
@@ -51,6 +66,7 @@ from xuni.isa.x86.translation import translate
 from xuni.memory.guest import GuestAddressError, GuestMemory
 
 BREAKPOINTS: Final = 4096
+HOT_SPACE: Final = 32 << 20  # for compiled loops; virtual
 QUANTUM: Final = 20_000  # instructions, about 20 us: the latency of a kick or an interrupt
 
 
@@ -59,7 +75,9 @@ class Code:
 
     def __init__(self, image: build.Image) -> None:
         self.image = image
-        self.region = Region((len(image.code) + PAGE - 1) & ~(PAGE - 1), executable=True)
+        self.region = Region((len(image.code) + HOT_SPACE + PAGE - 1) & ~(PAGE - 1), executable=True)
+        self._end = (len(image.code) + 15) & ~15
+        self._lock = Lock()
         code = bytearray(image.code)
         base = self.region.address
         view = memoryview(code)
@@ -68,6 +86,7 @@ class Code:
             view[at : at + 8] = value.to_bytes(8, "little")
         self.region.put(0, bytes(code))
         self.symbols = image.symbols
+        self._put_handler = self.function("put_handler", *[ctypes.c_uint64] * 4)
         offsets = array("Q", image.tables["handlers"])
         self.handlers = array("Q", [base + o for o in offsets])
 
@@ -77,9 +96,42 @@ class Code:
         return prototype(self.region.address + self.symbols[name])
 
 
+    def bytes_before(self, address: int) -> bytes:
+        """The eight bytes before a handler: the address of its slow twin."""
+        at = address - self.region.address
+        return self.region.map[at - 8 : at]
+
+    def install(self, cache: CodeCache, data: bytes, ops: Sequence[int], first: int, twin: int, generation: int) -> int:
+        """Link a hot loop's object file and let it stand in for `first`, the handler of `ops[0]`.
+
+        `twin` is that handler's slow twin. Returns the function's address, or 0 if the trace has been killed or there is
+        no room.
+        """
+        base = self.region.address
+        with self._lock:
+            at = self._end
+            # Only handlers that reach memory inline have a twin; what lies before others is not used.
+            twin = twin - base if base <= twin < base + at else 0
+            known = {**self.symbols, "first": first - base, "twin": twin}
+            linked, symbols, absolute = build.link([data], at, known)
+            code = bytearray(linked)
+            if at + len(code) > len(self.region.map):
+                return 0
+            for place in absolute:
+                value = int.from_bytes(code[place - at : place - at + 8], "little") + base
+                code[place - at : place - at + 8] = (value & (1 << 64) - 1).to_bytes(8, "little")
+            table = symbols["ops"] - at
+            code[table : table + 8 * len(ops)] = array("Q", ops).tobytes()
+            self.region.put(at, bytes(code))
+            self._end = (at + len(code) + 63) & ~63
+        function = base + symbols["hot"]
+        return function if self._put_handler(cache.host_state, ops[0], first, function, generation) & 1 else 0
+
     def cache(self, memory: GuestMemory, features: frozenset[str]) -> CodeCache:
         """An empty code cache, for the virtual CPUs of one machine."""
-        return CodeCache(memory, self.image.tables, self.handlers.tobytes(), features, self.function("host_write"))
+        cache = CodeCache(memory, self.image.tables, self.handlers.tobytes(), features, self.function("host_write"))
+        cache.hot = HotLoops(cache, self)
+        return cache
 
 
 _code: Code | None = None
@@ -124,7 +176,8 @@ class BaseVcpu:
         jumps = 3 * JUMP_ENTRIES * JumpEntry.SIZE
         self.region = Parts({"state": State.SIZE, "tlb": tlb * len(Privilege), "jumps": jumps, "cpuid": 256 * 32,
                              "global": TLB_ENTRIES * len(Privilege), "fills": 8 * FILL_LOG,
-                             "breakpoints": 8 * BREAKPOINTS, "watches": Watch.SIZE * WATCHPOINTS})  # fmt: skip
+                             "breakpoints": 8 * BREAKPOINTS, "watches": Watch.SIZE * WATCHPOINTS,
+                             "hot": HotEntry.SIZE * HOT_ENTRIES, "ring": HotLoop.SIZE * HOT_RING})  # fmt: skip
         self.region.put_part("tlb", cache.clean_tlb * len(Privilege))
         self.region.put_part("jumps", b"\xff" * jumps)
         self.state = State(PlainPlace(self.region.address))
@@ -135,6 +188,7 @@ class BaseVcpu:
         self.reset()
         cache.attach(self.state, self.region.address, self._flush)
         self._stepping = False
+        self._hot_seen = 0
 
     # -- what a back end does ------------------------------------------------------------------------------------------
     def _call(self) -> None:
@@ -157,6 +211,7 @@ class BaseVcpu:
             s.jump_generations[i] = 1 << 48
         s.cpuid_table = place("cpuid")
         s.breakpoints, s.watches = place("breakpoints"), place("watches")
+        s.hot_table, s.hot_ring = place("hot"), place("ring")
         libc = ctypes.CDLL(None)
         s.clock_function = ctypes.cast(libc.clock_gettime, ctypes.c_void_p).value or 0
         s.clock_base = self.clock_base
@@ -242,6 +297,15 @@ class BaseVcpu:
             self.cache.arena.end = 0
             self._empty_arena()
 
+    def _note_hot(self) -> None:
+        """Hand the places that were met often to the compiler of hot loops."""
+        count = self.q[_HOT_COUNT]
+        for number in range(max(self._hot_seen, count - HOT_RING), count):
+            entry = HotLoop(PlainPlace(self.region.address_of("ring") + number % HOT_RING * HotLoop.SIZE))
+            if self.cache.hot is not None:
+                self.cache.hot.note(int(entry.host), int(entry.mode))
+        self._hot_seen = count
+
     def forget(self) -> None:
         """Forget all that was derived from registers: translations, and where jumps lead."""
         self._flush()
@@ -311,6 +375,8 @@ class BaseVcpu:
         return Debugged(DebugCause.BREAKPOINT, address)
 
     def _sliced(self) -> Exit:
+        if self.q[_HOT_COUNT] != self._hot_seen:
+            self._note_hot()
         if self._stepping and int(self.state.steps) == 0:
             return Debugged(DebugCause.STEP, int(self.state.rip))
         return Sliced()
@@ -395,6 +461,7 @@ def _at(name: str) -> int:
 
 _EXIT_KIND, _EXIT_ADDRESS, _EXIT_DATA, _EXIT_SIZE = map(_at, ("exit_kind", "exit_address", "exit_data", "exit_size"))
 _REPLAY_COUNT, _REPLAY_DATA, _INJECT = map(_at, ("replay_count", "replay_data", "inject"))
+_HOT_COUNT = _at("hot_count")
 _DEADLINE, _INTR, _KICK = map(_at, ("deadline", "intr", "kick"))
 _NMI_SENT, _NMI_TAKEN, _NMI_BLOCKED = map(_at, ("nmi_sent", "nmi_taken", "nmi_blocked"))
 _FIRST_QUESTION, _LAST_QUESTION = int(ExitKind.PORT_IN), int(ExitKind.HYPERCALL)

@@ -294,4 +294,7 @@ class State(Struct):
     watches = Field(64)  # pointer to Watch records
     watch_count = Field(64)
     watch_hit = Field(64)  # linear address + 1 of a watched access of this instruction
+    hot_table = Field(64)  # pointer to counters of where the budget ran out, see engine/soft/hot.py
+    hot_ring = Field(64)  # pointer to the places that were met often
+    hot_count = Field(64)  # and how many there were so far
     reserved = Array(64, 32)
