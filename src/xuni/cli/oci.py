@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "events": (("interval",), ("stats",), ("ID",), "print usage, once with --stats or every INTERVAL (5s)"),
     "spec": (("bundle",), ("rootless",), (), "write a config.json to begin with"),
     "features": ((), (), (), "print what this runtime can do"),
+    "install": ((), (), ("FILE",), "write a launcher that starts quickest, for engines to call"),
     "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
              "print the steps that a bundle would take, without taking them"),
     "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
@@ -372,6 +373,23 @@ def _plan(options: dict[str, str], given: dict[str, str], arguments: list[str]) 
     if arguments:
         given = given | {"bundle": arguments[0]}
     sys.stdout.write(inspect.show_plan(_wishes(options, given), as_json="json" in given))
+    return 0
+
+
+def _install(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
+    """The launcher names this interpreter and this source by their absolute paths: it must not be moved to another host."""
+    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    interpreter = os.path.realpath(sys.executable)
+    if len(interpreter) > 120:
+        raise UsageError(f"install: {interpreter} is too long for the kernel's #! line")
+    text = (f"#!{interpreter} -IS\n# xuni-oci: an OCI runtime. Without `site`: nothing outside the standard library is needed.\n"
+            f"import sys\nsys.path.insert(0, {source!r})\nfrom xuni.cli import quick\nquick.install({source!r})\n"
+            "from xuni.cli.oci import main\nmain()\n")  # fmt: skip
+    temporary = f"{arguments[0]}.{os.getpid()}"
+    with open(temporary, "x") as file:
+        file.write(text)
+    os.chmod(temporary, 0o755)
+    os.rename(temporary, arguments[0])
     return 0
 
 

@@ -138,7 +138,7 @@ class SetCapabilities(Step):
         kernel = run.kernel
         _, ours, _ = kernel.capget()
         permitted = self.permitted & ours
-        inheritable = self.inheritable & bounding(kernel)
+        inheritable = self.inheritable and self.inheritable & bounding(kernel)
         ambient = self.ambient & permitted & inheritable
         for lost, reason in (
             ((self.permitted | self.effective) & ~permitted, "can't grant capability {}: the runtime itself does not have it"),
