@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import get_ident
+from threading import get_native_id
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -121,7 +121,7 @@ class KvmVcpu:
         self._attention = True
         self._deadline = NEVER
         self._alarm: Alarm | None = None
-        self._thread = 0
+        self._thread = 0  # the kernel's number: Python's is given to the next thread as soon as one has ended
         self._open: Callable[[Reply], object] | None = None  # what takes the answer to the last exit
         self._held: list[tuple[Exit, Callable[[Reply], object] | None]] = []  # exits that come before the guest goes on
         self._server: PortServer | None = None
@@ -177,6 +177,7 @@ class KvmVcpu:
         """Hand port accesses to `server` instead of ending `run`."""
         self._server = server
         self._known.clear()
+        self._attention = True  # it may be another thread's from now on
 
     def _serve(self, server: PortServer, left: int) -> None:
         """A port access that is not known by its number yet."""
@@ -267,7 +268,7 @@ class KvmVcpu:
     def _attend(self) -> Exit | None:
         """Whatever others asked for; an exit if the guest does not go on yet."""
         self._attention = self._kicked
-        if get_ident() != self._thread:
+        if get_native_id() != self._thread:
             self._bind()
         if self._init or self._startup is not None:
             self._take_requests()
@@ -299,7 +300,7 @@ class KvmVcpu:
 
     def run_bound(self) -> None:
         """`run` will be called in this thread."""
-        if get_ident() != self._thread:
+        if get_native_id() != self._thread:
             self._bind()
 
     def _bind(self) -> None:
@@ -307,7 +308,7 @@ class KvmVcpu:
         if self._alarm:
             self._alarm.close()
         self._alarm = Alarm()
-        self._thread = get_ident()
+        self._thread = get_native_id()
         self.kvm.set_signal_mask(self._alarm.blocked)
         self._alarm.set(self._monotonic(self._deadline))
         if self._kicked:
@@ -346,7 +347,7 @@ class KvmVcpu:
 
     def _call_back(self) -> None:
         self._attention = True
-        if self._alarm and get_ident() != self._thread:
+        if self._alarm and get_native_id() != self._thread:
             self._alarm.ring()
 
     def _monotonic(self, deadline: int) -> int:
