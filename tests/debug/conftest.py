@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.engines.assembler import Code, assemble
+from tests.engines.either import needs_kvm
 from xuni.boot import BootConfig, Format, load
 from xuni.debug.address import Address, Kind
 from xuni.debug.endpoint import Endpoint
@@ -22,9 +23,11 @@ from xuni.debug.gdb import GdbSession
 from xuni.debug.qmp import QmpSession
 from xuni.debug.qmp_commands import Facts
 from xuni.debug.registers import describe
+from xuni.engine.kvm.engine import KvmEngine
 from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu
 from xuni.isa.x86.features import choose
 from xuni.machine.control import Controller, Event
+from xuni.machine.machine import CpuConfig
 from xuni.machine.pc import Pc, PcConfig
 from xuni.machine.stopped import Stopped
 from xuni.memory.guest import GuestMemory
@@ -127,7 +130,18 @@ MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture
-def rig(guests: dict[str, Code]) -> Iterator[MakeRig]:
+def engine() -> str:
+    """Who executes the guests. A test or a file that shall have both says so (`ON_BOTH`)."""
+    return "soft"
+
+
+# Watchpoints are not among it: KVM's emulator, which executes ring 0 where KVM has no hardware virtualization to use, looks
+# at the breakpoints for code alone.
+ON_BOTH = pytest.mark.parametrize("engine", ["soft", pytest.param("kvm", marks=needs_kvm)])
+
+
+@pytest.fixture
+def rig(guests: dict[str, Code], engine: str) -> Iterator[MakeRig]:
     """Make a machine with a guest; it waits for its start, and is gone after the test."""
     made: list[Rig] = []
     memories: list[GuestMemory] = []
@@ -137,9 +151,11 @@ def rig(guests: dict[str, Code]) -> Iterator[MakeRig]:
         memory = GuestMemory(4 << 20)
         memories.append(memory)
         features = choose() if long_mode else choose(minus={"lm"})
-        machine = Pc(
-            memory, lambda memory, config: SoftVcpu(memory, SoftConfig(features, config.index, config.count)), PcConfig(cpus=cpus)
-        )
+
+        def soft(memory: GuestMemory, config: CpuConfig) -> SoftVcpu:
+            return SoftVcpu(memory, SoftConfig(features, config.index, config.count))
+
+        machine = Pc(memory, soft if engine == "soft" else KvmEngine(features), PcConfig(cpus=cpus))
 
         def reload() -> None:
             machine.vcpus[0].start(load(memory, BootConfig(code or guests[guest].data, format=format)))
@@ -158,6 +174,9 @@ def rig(guests: dict[str, Code]) -> Iterator[MakeRig]:
     for one in made:
         one.control.quit()
         one.thread.join(PATIENCE)
+        assert not one.thread.is_alive()  # its memory must not go
+        for vcpu in one.machine.vcpus:
+            vcpu.close()  # type: ignore[attr-defined]
     for memory in memories:
         memory.close()
 

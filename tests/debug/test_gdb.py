@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.debug.conftest import COUNTER, FLAG, GdbClient
+from tests.debug.conftest import COUNTER, FLAG, ON_BOTH, GdbClient
 from xuni.debug import gdb_packets
 from xuni.debug.gdb import _aligned
 from xuni.debug.gdb_packets import Garbage, PacketReader, Signal
@@ -23,6 +23,7 @@ def number(hexadecimal: bytes) -> int:
     return int.from_bytes(bytes.fromhex(hexadecimal.decode()), "little")
 
 
+@ON_BOTH
 def test_a_debugger_that_comes_stops_the_machine_and_says_what_it_can(rig, connect):
     machine = rig(paused=False)
     client = connect(machine)
@@ -75,6 +76,7 @@ def test_the_description_numbers_registers_as_qemu_does_and_g_has_its_layout(rig
     assert client.ask(b"qXfer:auxv:read::0,10") == b""
 
 
+@ON_BOTH
 def test_registers_are_written_one_by_one_and_all_together(rig, connect):
     client = connect(rig())
     assert client.ask(b"P0=efbeadde00000000") == b"OK"
@@ -91,6 +93,7 @@ def test_registers_are_written_one_by_one_and_all_together(rig, connect):
     assert client.ask(b"P0=12") == client.ask(b"P0=xx") == client.ask(b"P0") == client.ask(b"Pffff=00") == b"E16"
 
 
+@ON_BOTH
 def test_a_new_selector_loads_its_descriptor(rig, connect):
     client = connect(rig())
     assert client.ask(b"P14=10000000") == b"OK"  # DS: the code segment's
@@ -99,6 +102,7 @@ def test_a_new_selector_loads_its_descriptor(rig, connect):
     assert client.ask(b"P14=00000000") == b"OK"
 
 
+@ON_BOTH
 def test_memory_is_reached_through_the_page_tables_or_physically(rig, connect):
     machine = rig()
     client = connect(machine)
@@ -119,6 +123,7 @@ def test_memory_is_reached_through_the_page_tables_or_physically(rig, connect):
     assert client.ask(b"mfee00030,4") == b"E0e"
 
 
+@ON_BOTH
 def test_code_that_is_written_is_executed(rig, connect):
     machine = rig()
     client, labels = connect(machine), machine.code.labels
@@ -128,6 +133,7 @@ def test_code_that_is_written_is_executed(rig, connect):
     assert number(client.ask(b"p0")) == 4
 
 
+@ON_BOTH
 @pytest.mark.parametrize(("kind", "reason"), [(0, b"swbreak:;"), (1, b"hwbreak:;")])
 def test_a_breakpoint_stops_before_its_instruction(rig, connect, kind, reason):
     machine = rig()
@@ -189,6 +195,7 @@ def test_a_range_is_cut_into_aligned_pieces():
             assert all(at % size == 0 for at, size in pieces)
 
 
+@ON_BOTH
 def test_processors_are_threads_that_step_and_stand_apart(rig, connect):
     machine = rig("second", cpus=2)
     client, memory = connect(machine), machine.machine.memory
@@ -227,6 +234,7 @@ def test_a_step_does_not_end_in_an_interrupt_handler_unless_wanted(rig, connect)
     assert client.ask(b"qqemu.sstep") == b"0x1"
 
 
+@ON_BOTH
 def test_a_triple_fault_can_be_looked_at(rig, connect):
     machine = rig("triple")
     client = connect(machine)
@@ -240,6 +248,7 @@ def test_a_triple_fault_can_be_looked_at(rig, connect):
     assert isinstance(machine.end(), TripleFault)
 
 
+@ON_BOTH
 def test_detaching_lets_the_machine_go_and_killing_ends_it(rig, connect):
     machine = rig()
     client = connect(machine)

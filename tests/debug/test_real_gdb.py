@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.debug.conftest import COUNTER
+from tests.debug.conftest import COUNTER, ON_BOTH
 from xuni.boot import Format
 from xuni.machine.control import RunState
 
@@ -38,6 +38,7 @@ def in_order(text: str, *parts: str) -> None:
         at = found + len(part)
 
 
+@ON_BOTH
 def test_break_look_step_and_change(rig, connect):
     machine = rig()
     labels = machine.code.labels
@@ -67,6 +68,7 @@ def test_watchpoints(rig, connect):
     assert machine.control.watchpoints == ()
 
 
+@ON_BOTH
 def test_processors_are_threads(rig, connect):
     machine = rig("second", cpus=2)
     machine.control.resume()
@@ -81,6 +83,7 @@ def test_processors_are_threads(rig, connect):
     )  # fmt: skip
 
 
+@ON_BOTH
 def test_control_c_interrupts_a_guest_that_runs(rig, connect):
     machine = rig()
     port = connect.serve(machine).port
@@ -98,6 +101,7 @@ def test_control_c_interrupts_a_guest_that_runs(rig, connect):
     machine.until(lambda: machine.control.state is RunState.RUNNING)
 
 
+@ON_BOTH
 def test_the_monitor_from_gdb(rig, connect):
     machine = rig()
     text = gdb(connect.serve(machine).port, "monitor info status", "monitor info registers", "stepi", "monitor system_reset",
@@ -107,6 +111,7 @@ def test_the_monitor_from_gdb(rig, connect):
     machine.end()
 
 
+@ON_BOTH
 def test_16_and_32_bit_code_of_a_processor_without_long_mode(rig, connect):
     real = rig(code=REAL, format=Format.REAL, long_mode=False)
     text = gdb(connect.serve(real, long_mode=False).port, "x/4i $cs_base+$pc", "stepi", "stepi", "p/x $ds_base", "hbreak *0x8009",
@@ -119,6 +124,7 @@ def test_16_and_32_bit_code_of_a_processor_without_long_mode(rig, connect):
              "detached")
 
 
+@ON_BOTH
 def test_a_crash_is_shown_as_a_signal(rig, connect):
     machine = rig("triple")
     text = gdb(connect.serve(machine).port, "continue", "p/x $pc", "continue")
