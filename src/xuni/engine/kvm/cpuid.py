@@ -10,8 +10,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from xuni.host.kvm.structures import CpuidEntry2
-from xuni.isa.x86.cpuid import BUS_KHZ, HYPERVISOR, MAX_HYPERVISOR, CpuidRow, build_cpuid_table
+from xuni.isa.x86.cpuid import BUS_KHZ, HYPERVISOR, MAX_HYPERVISOR, CpuidRow, Identity, build_cpuid_table
+from xuni.isa.x86.cpuid import OURS as OURS_DEFAULT
 from xuni.isa.x86.features import BY_NAME, FEATURES, choose
+from xuni.isa.x86.models import AMD_LIKE
 
 if TYPE_CHECKING:
     from xuni.engine.kvm.vcpu import KvmConfig
@@ -22,6 +24,11 @@ KERNELS: Final = frozenset({"kvm_pv_ipi"})
 """What would need local APICs in the kernel."""
 ADDRESS_BITS: Final = 0x80000008
 _REGISTERS: Final = ("eax", "ebx", "ecx", "edx")
+
+
+def amd_like(who: Identity) -> frozenset[str]:
+    """The feature `amd`, if the vendor's processors follow AMD where it differs from Intel."""
+    return frozenset({"amd"}) if who.vendor in AMD_LIKE else frozenset()
 
 
 def usable(wanted: frozenset[str], supported: Iterable[CpuidEntry2]) -> frozenset[str]:
@@ -50,10 +57,21 @@ def physical_bits(supported: Iterable[CpuidEntry2]) -> int:
     return next((int(entry.eax) & 0xFF for entry in supported if entry.function == ADDRESS_BITS), 36)
 
 
-def entries(features: frozenset[str], config: KvmConfig, bits: int, tsc_khz: int) -> list[CpuidEntry2]:
+def identity(config: KvmConfig, supported: Iterable[CpuidEntry2]) -> Identity:
+    """As what the processor presents itself. The default is the host's own vendor and model: guests choose their
+    protection against speculative execution by these, and it is the host's processor that speculates.
+    """
+    leaves = {entry.function: entry for entry in supported if entry.function in (0, 1)}
+    if config.identity is not OURS_DEFAULT or len(leaves) < 2:
+        return config.identity
+    vendor = b"".join(int(word).to_bytes(4, "little") for word in (leaves[0].ebx, leaves[0].edx, leaves[0].ecx))
+    return replace(OURS_DEFAULT, vendor=vendor, signature=int(leaves[1].eax))
+
+
+def entries(features: frozenset[str], config: KvmConfig, who: Identity, bits: int, tsc_khz: int) -> list[CpuidEntry2]:
     """One processor's rows for KVM_SET_CPUID2. KVM itself adds what changes at run time (OSXSAVE, OSPKE, sizes)."""
     rows = []
-    for row in build_cpuid_table(features, config.cpus, bits, config.identity, config.topology):
+    for row in build_cpuid_table(features, config.cpus, bits, who, config.topology):
         match row.leaf:
             case 1:
                 row = replace(row, ebx=row.ebx | config.apic_id << 24)

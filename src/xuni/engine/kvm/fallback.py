@@ -104,19 +104,24 @@ class Fallback:
 
 
 def soft_engine(vcpu: KvmVcpu, memory: GuestMemory) -> BaseVcpu:
-    """A soft virtual CPU like `vcpu`, over `memory`, that goes step by step."""
-    from xuni.engine.soft.build import BuildError
-    from xuni.engine.soft.vcpu import SoftConfig, SoftVcpu
+    """A soft virtual CPU like `vcpu`, over `memory`, that goes step by step.
+
+    Compiled if the compiled engine is on this disk, else in plain Python: one instruction is not worth compiling all.
+    """
+    from xuni.engine.soft import build
+    from xuni.engine.soft.vcpu import SoftConfig
     from xuni.isa.x86.models import IMPLEMENTED
 
     features = vcpu.features & IMPLEMENTED | {"base", "hypercall"}
-    config = SoftConfig(features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits, vcpu.config.identity,
+    config = SoftConfig(features, vcpu.config.apic_id, vcpu.config.cpus, vcpu.physical_bits, vcpu.identity,
                         vcpu.config.topology)  # fmt: skip
     base = vcpu.machine.clock_base
     soft: BaseVcpu
-    try:
+    if (build.cache_directory() / f"{build.key()}.engine").exists():
+        from xuni.engine.soft.vcpu import SoftVcpu
+
         soft = SoftVcpu(memory, config, clock_base=base)
-    except BuildError:
+    else:
         from xuni.engine.soft.plain import PlainVcpu
 
         soft = PlainVcpu(memory, config, clock_base=base)

@@ -97,13 +97,14 @@ class KvmVcpu:
     def __init__(self, machine: KvmMachine, config: KvmConfig) -> None:
         self.machine = machine
         self.config = config
-        chosen = cpuid.usable(config.features, machine.supported)
+        self.identity = cpuid.identity(config, machine.supported)
+        chosen = cpuid.usable(config.features, machine.supported) - {"amd"} | cpuid.amd_like(self.identity)
         self.physical_bits = machine.physical_bits(config.physical_bits)
         self.kvm = kvm = machine.vm.create_vcpu(config.apic_id)
         if machine.can_scale_tsc:
             kvm.set_tsc_khz(TSC_KHZ)
         self.tsc_khz = kvm.tsc_khz()
-        kvm.set_cpuid(cpuid.entries(chosen, config, self.physical_bits, self.tsc_khz))
+        kvm.set_cpuid(cpuid.entries(chosen, config, self.identity, self.physical_bits, self.tsc_khz))
         self.features = cpuid.visible(chosen, kvm.cpuid())
         self.msr_indexes = saved.msr_indexes(self.features)
         self._entry = Entry(kvm)
@@ -322,7 +323,7 @@ class KvmVcpu:
             self.tpr = self._u64[CR8] = 0
             self.apic_base = self.apic_base & APIC_BSP | APIC_RESET
             # What INIT leaves alone (x87, SSE, most MSRs) stays; the rest is as after reset (SDM vol. 3, table 10-1).
-            saved.reset(self, at_reset(self.config.identity.signature))
+            saved.reset(self, at_reset(self.identity.signature))
         if self._startup is not None:
             vector, self._startup, self.halted = self._startup, None, False
             saved.put_registers(self, real_mode(vector << 8, 0))
