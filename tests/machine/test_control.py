@@ -417,7 +417,9 @@ def test_a_crash_stands_still_for_a_debugger_until_it_lets_go(pc, exit, state):
         yield exit
         yield from spin(cpu)
 
-    with controlled(pc(script), paused=True) as run:
+    machine = pc(script)
+    machine.reboot = lambda: pytest.fail("it was loaded again")
+    with controlled(machine, paused=True) as run:
         control = run.control
         control.debugger_attached = True
         control.resume()

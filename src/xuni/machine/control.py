@@ -106,8 +106,7 @@ class Controller:
         self.watchpoints: tuple[Watchpoint, ...] = ()
         self.mask_steps = True
         """Keep external interrupts from a processor that is stepped, so that a step does not end in their handler."""
-        self.debugger_attached = False
-        """A guest that crashes stands still instead of ending, so that someone can look."""
+        self._debugger_attached = False
         self.state = RunState.PRELAUNCH if paused else RunState.RUNNING
         self.ended: Stopped | None = None
         """Why the machine crashed or ended, if it did."""
@@ -272,6 +271,16 @@ class Controller:
         event = Event(name, data)
         for listener in self.listeners:
             listener(event)
+
+    @property
+    def debugger_attached(self) -> bool:
+        """A guest that crashes stands still instead of ending or starting anew, so that someone can look."""
+        return self._debugger_attached
+
+    @debugger_attached.setter
+    def debugger_attached(self, attached: bool) -> None:
+        self._debugger_attached = attached
+        self.machine.restarts_crashed = not attached
 
     # -- everybody else ----------------------------------------------------------------------------------------------
 

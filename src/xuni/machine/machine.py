@@ -70,6 +70,8 @@ class Machine:
         """What a guest's reset, or a processor's shutdown, does after the chips' reset: load the guest again. None: either
         stops the machine.
         """
+        self.restarts_crashed = True
+        """Whether that is so for a processor's shutdown; a debugger's user would rather look."""
         self.reload: Callable[[], None] | None = None
         """Loads the guest again: what a reset from outside does where `reboot` is None."""
         self.resume: Callable[[], None] | None = None
@@ -126,7 +128,8 @@ class Machine:
             match self._slumber() if self.asleep else self._run_processors():
                 case None: pass
                 case Suspended() if self.resume is not None: self.asleep = True
-                case Reset() | TripleFault() if self.reboot is not None: self.restart()
+                case Reset() if self.reboot is not None: self.restart()
+                case TripleFault() if self.reboot is not None and self.restarts_crashed: self.restart()
                 case stopped: break
         with self.bus.lock:
             self._timeout.cancel()
