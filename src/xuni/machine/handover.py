@@ -40,13 +40,15 @@ def hand_over(machine: Machine, engine: Engine) -> None:
         for index, old in enumerate(machine.vcpus):
             vcpu = engine(machine.memory, CpuConfig(index, count))
             made.append(vcpu)
+            state = old.save()
             vcpu.set_now(old.now())
-            vcpu.load(old.save())
+            vcpu.load(state)
     except BaseException:
         _close(made)
         raise
     former = list(machine.vcpus)
     machine.vcpus[:] = made
+    machine.set_clock(machine.now())  # one clock for all
     with machine.bus.lock:
         for processor, vcpu in zip(machine.processors, made, strict=True):
             processor.vcpu = vcpu

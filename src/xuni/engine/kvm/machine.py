@@ -93,10 +93,12 @@ class KvmMachine:
         return time.monotonic_ns() - self.clock_base
 
     def set_now(self, nanoseconds: int) -> None:
-        """Set the guest clock. The time-stamp counters of processors that stood still have gone on where KVM cannot turn
-        them back.
-        """
-        self.clock_base = time.monotonic_ns() - nanoseconds
+        """Set the guest clock, and the time-stamp counters by as much. While no virtual CPU runs."""
+        step = nanoseconds - self.now()
+        self.clock_base -= step
+        for vcpu in self.vcpus:
+            if vcpu.kvm.has_attribute(TSC_CTRL, TSC_OFFSET):
+                vcpu.kvm.set_tsc_offset(vcpu.kvm.tsc_offset() + step * vcpu.tsc_khz // 1_000_000)
 
     def _update_slots(self) -> None:
         """Have KVM's slots follow the memory's; those that stay are not touched."""
