@@ -59,7 +59,8 @@ def execute(cpu: SoftCpu) -> None:
 def execute_one(cpu: SoftCpu) -> None:
     """As `execute`, for one instruction (one iteration of a repeated one)."""
     s = cpu.s
-    if ((s.dr[7] & 0xFF) != 0) & (s.interrupt_shadow != STACK_SHADOW):
+    # What comes behind MOV SS has no instruction breakpoints on Intel's processors; on AMD's it has.
+    if ((s.dr[7] & 0xFF) != 0) & ((s.interrupt_shadow != STACK_SHADOW) | cpu.has_feature("amd")):
         check_code_breakpoint(cpu)
     s.uop = 0
     s.uop = decode.lookup(cpu, u64(int(Mode.STEP)))
