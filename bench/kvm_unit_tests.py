@@ -27,6 +27,7 @@ MEMORY = 128  # MiB, QEMU's own default
 PASSED, SKIPPED, ABORTED = 1, 77, 127  # through isa-debug-exit: value * 2 + 1
 TIMEOUT_STATUS, BAD_INPUT = 124, 2
 RESULT = re.compile(r"^(PASS|FAIL|SKIP)\b")
+FROM_THE_MACHINE = re.compile(r"^(xuni-)?qemu-system-x86_64: |^$")
 UNHANDLED = re.compile(r"^(Unhandled exception|Unhandled cpu exception|ABORT:|STACK:|\s*Aborted|.*: assert failed: )")
 NEEDS_MORE = "^(vmx|svm|ept|hyperv_|pmu)"
 """Entries left out unless asked for: they need nested virtualization, Hyper-V's interfaces or a vendor's counters."""
@@ -103,8 +104,9 @@ def _entry(name: str, keys: dict[str, str]) -> Entry:
 
 def judge(lines: Iterable[str], status: int, timed_out: bool) -> tuple[int, int, int, str, tuple[str, ...]]:
     """Passes, failures, skips, the verdict and the names of failures, from a test's output and exit status."""
-    counts, failed, broken = {"PASS": 0, "FAIL": 0, "SKIP": 0}, [], False
+    counts, failed, broken, spoke = {"PASS": 0, "FAIL": 0, "SKIP": 0}, [], False, False
     for line in lines:
+        spoke = spoke or not FROM_THE_MACHINE.match(line)
         if found := RESULT.match(line):
             counts[found[1]] += 1
             if found[1] == "FAIL":
@@ -112,6 +114,7 @@ def judge(lines: Iterable[str], status: int, timed_out: bool) -> tuple[int, int,
         broken = broken or bool(UNHANDLED.match(line))
     match status:
         case _ if timed_out or status == TIMEOUT_STATUS: verdict = "TIMEOUT"
+        case _ if status == PASSED and not spoke: verdict = "ERROR(1)"  # QEMU's own 1: there was no guest
         case _ if status == PASSED and counts["FAIL"] == 0: verdict = "PASS"
         case _ if status == SKIPPED: verdict = "SKIP"
         case _ if broken or status == ABORTED: verdict = "ABORT"

@@ -79,6 +79,8 @@ def test_entries_that_cannot_run_are_left_out() -> None:
         (["PASS: a"], -9, True, (1, 0, 0, "TIMEOUT", ())),
         (["PASS: a"], 124, False, (1, 0, 0, "TIMEOUT", ())),
         ([], 0, False, (0, 0, 0, "RESET", ())),
+        (["qemu-system-x86_64: no such thing"], 1, False, (0, 0, 0, "ERROR(1)", ())),
+        (["enabling apic"], 1, False, (0, 0, 0, "PASS", ())),
         ([], 2, False, (0, 0, 0, "REFUSED", ())),
         ([], 122, False, (0, 0, 0, "ERROR(122)", ())),
         (["FAIL: but says it passed"], 1, False, (0, 1, 0, "FAIL", ("but says it passed",))),
