@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 
 import pytest
 
@@ -73,6 +74,17 @@ def test_a_device_that_cannot_be_opened_is_bad_input(monkeypatch, number, words)
     with pytest.raises(Refusal, match=words) as refused:
         engines.choose("kvm", models.XUNI)
     assert refused.value.exit_code == 2
+
+
+def test_what_kvm_gave_up_on_is_told() -> None:
+    class Vcpu:
+        class fallback:
+            instructions = Counter({"0f 01 c1": 3, "66 0f 6e": 1})
+
+    assert engines.remarks([]) == engines.remarks([object()]) == []  # type: ignore[list-item]
+    assert engines.remarks([Vcpu(), Vcpu()]) == [  # type: ignore[list-item]
+        "KVM gave up on 8 instructions, which xuni's own semantics executed; most often on 0f 01 c1 (6), 66 0f 6e (2)"
+    ]
 
 
 @have_kvm

@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from xuni.engine.soft.vcpu import SoftVcpu
 
 STDERR: Final = 2
+SHOWN: Final = 5  # kinds of instructions
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,17 @@ def decide() -> tuple[str, str]:
         if why_not := lacking():
             return "soft", f"xuni's own x86-64 engine; KVM here is of no use: {why_not}"
     return name, reason
+
+
+def remarks(vcpus: Sequence[Vcpu]) -> list[str]:
+    """What a user who wants to know more is told of a run that has ended."""
+    given_up: Counter[str] = Counter()
+    for vcpu in vcpus:
+        given_up.update(getattr(getattr(vcpu, "fallback", None), "instructions", {}))
+    if not given_up:
+        return []
+    most = ", ".join(f"{text} ({count})" for text, count in given_up.most_common(SHOWN))
+    return [f"KVM gave up on {given_up.total()} instructions, which xuni's own semantics executed; most often on {most}"]
 
 
 def _one(name: str, cpu: CpuModel) -> Chosen:

@@ -106,6 +106,9 @@ def launch(what: Description, conclude: Callable[[Ended], int] | None = None, pa
             except Stuck:
                 print("xuni: the machine does not stop; leaving it", file=sys.stderr, flush=True)
                 os._exit(128 + (attendant.signal or signal.SIGINT))
+            if what.verbose:
+                for remark in engines.remarks(machine.vcpus):
+                    print(f"xuni: {remark}", file=sys.stderr)
             return (conclude or _conclude)(Ended(stopped, attendant.left, attendant.signal, ends, plan))
 
 
