@@ -28,6 +28,7 @@ TRACES: Final = 16  # in one function
 OPS: Final = 250
 CHAIN: Final = 1000  # traces of one hash bucket that are looked at
 FUNCTIONS: Final = 4000  # installed in one machine's life
+FAILURES: Final = 3  # of the compiler, after which it is not asked again
 PATIENCE: Final = 10.0  # seconds after which a compiler without work ends
 _U64: Final = Layout("<Q")
 LENGTH: Final = Layout("<I")
@@ -79,6 +80,7 @@ class HotLoops:
         self._key = b""
         self.installed = 0
         self.compiled = 0
+        self._failures = 0
 
     def note(self, host: int, mode: int) -> None:
         """The trace that begins at this host address was met often."""
@@ -140,18 +142,19 @@ class HotLoops:
             data = path.read_bytes()
             os.utime(path)
         except OSError:
+            if self._failures > FAILURES:
+                return
             data = self._compile(text)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 build._write(path, data)
             except OSError:
                 pass  # compiled again next time
-        if data:
-            twin = _U64.unpack(self._code.bytes_before(first))[0]
-            function = self._code.install(cache, data, addresses, first, twin, generation)
-            if function:
-                self._names[function] = self._names[first]
-                self.installed += 1
+        twin = _U64.unpack(self._code.bytes_before(first))[0]
+        function = self._code.install(cache, data, addresses, first, twin, generation)
+        if function:
+            self._names[function] = self._names[first]
+            self.installed += 1
 
     def _compile(self, text: bytes) -> bytes:
         if self._worker is None or self._worker.poll() is not None:
@@ -164,10 +167,12 @@ class HotLoops:
         worker.stdin.write(LENGTH.pack(len(text)) + text)
         worker.stdin.flush()
         size = worker.stdout.read(LENGTH.size)
-        if len(size) != LENGTH.size:
+        data = worker.stdout.read(LENGTH.unpack(size)[0]) if len(size) == LENGTH.size else b""
+        if not data or len(data) != LENGTH.unpack(size)[0]:
+            self._failures += 1
             raise EOFError("the compiler ended")
         self.compiled += 1
-        return worker.stdout.read(LENGTH.unpack(size)[0])
+        return data
 
     def _dismiss(self) -> None:
         worker, self._worker = self._worker, None

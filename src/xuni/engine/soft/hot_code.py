@@ -151,9 +151,9 @@ class LoopCpu(HandlerCpu):
             raise NotHere
 
     # -- leaving -------------------------------------------------------------------------------------------------------
-    def tail(self, handler: str, op: str, n: Bits, tlb: str = "%t") -> None:
+    def tail(self, handler: str, op: str, n: Bits) -> None:
         self.stage.code.emit(_FLUSH)
-        super().tail(handler, op, n, tlb)
+        super().tail(handler, op, n)
 
     def exit_here(self) -> None:
         """Go on at the present Op in the interpreter, which begins it anew."""

@@ -1,7 +1,7 @@
 """The process that compiles hot loops: LLVM may end it, and it compiles while the guest runs.
 
 On standard input come loops (a 32-bit length, then `Loop.packed`), on standard output go object
-files in the same form; an empty one for a loop that is not worth it.
+files in the same form.
 """
 
 from __future__ import annotations
@@ -43,10 +43,7 @@ def main() -> None:
     come, go = sys.stdin.buffer, sys.stdout.buffer
     while len(size := come.read(LENGTH.size)) == LENGTH.size:
         loop = Loop.unpacked(come.read(LENGTH.unpack(size)[0]))
-        try:
-            data = compile_loop(loop)
-        except (RuntimeError, AssertionError, TypeError):
-            data = b""
+        data = compile_loop(loop)
         go.write(LENGTH.pack(len(data)) + data)
         go.flush()
 
