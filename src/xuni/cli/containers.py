@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,6 +183,8 @@ def _ports(record: Record) -> str:
 
 
 def _ago(when: str) -> str:
+    from datetime import UTC, datetime
+
     seconds = int((datetime.now(UTC) - datetime.fromisoformat(when.replace("Z", "+00:00"))).total_seconds()) if when else 0
     for length, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * length:

@@ -195,9 +195,11 @@ def rm(names: tuple[str, ...]) -> None:
     Example:
       xuni image rm busybox
     """
+    from xuni.server.kept import Containers
+
     with _store() as store:
         for each in names:
-            name, freed = store.remove(each)
+            name, freed = store.remove(each, Containers().layers_in_use)
             click.echo(f"{name} ({freed / 1e6:.1f} MB freed)")
 
 

@@ -10,10 +10,7 @@ Whoever changes names or removes content holds the lock; content may be added by
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,6 +81,9 @@ class Store:
 
     def add(self, source: Readable, media: str, expected: Descriptor | None = None) -> Descriptor:
         """Take content in. Raises ImageError if it is not what `expected` says; nothing is left then."""
+        import hashlib
+        import tempfile
+
         self._blobs.mkdir(parents=True, exist_ok=True)
         most = expected.size if expected else MAX_BLOB
         digest, size = hashlib.sha256(), 0
@@ -195,6 +195,8 @@ class Store:
             return image.name, self._collect(in_use())
 
     def _collect(self, in_use: set[str]) -> int:
+        import shutil
+
         blobs, layers = set(), set(in_use)
         for image in self.images():
             blobs.update([image.descriptor.digest, image.id, *(each.digest for each in image.manifest.layers)])

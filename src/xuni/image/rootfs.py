@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xuni.host.linux import kernel as k
 from xuni.host.linux.calls import CallError
 from xuni.image import ImageError
-from xuni.image.compression import TarStream
 from xuni.image.content import Image, Store
-from xuni.image.extract import Extractor
+
+if TYPE_CHECKING:
+    from xuni.image.compression import TarStream
 
 # What the kernel says where overlayfs is not to be had: not built in, not for us, not on this file system.
 REFUSALS: Final = (errno.ENODEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES)
@@ -42,6 +42,10 @@ def _layers(store: Store, image: Image) -> tuple[Path, ...]:
     for descriptor, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True):
         place = store.layers / diff_id.removeprefix("sha256:")
         if not place.is_dir():
+            import tempfile
+
+            from xuni.image.compression import TarStream
+
             store.layers.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=store.layers))
             try:
@@ -61,6 +65,8 @@ def _layers(store: Store, image: Image) -> tuple[Path, ...]:
 
 def unpack(stream: TarStream, diff_id: str, into: str, *, stacked: bool) -> None:
     """Raises ImageError if the layer is hostile, damaged, or another than `diff_id`."""
+    from xuni.image.extract import Extractor
+
     extractor = Extractor(into, stacked=stacked)
     try:
         extractor.layer(stream)
@@ -94,6 +100,8 @@ def make(store: Store, image: Image, place: Path) -> Root:
             raise
     shutil.rmtree(place / "upper")
     shutil.rmtree(place / "work")
+    from xuni.image.compression import TarStream
+
     for descriptor, diff_id in zip(image.manifest.layers, image.config.diff_ids, strict=True):
         with store.open(descriptor) as blob:
             unpack(TarStream(blob), diff_id, str(root), stacked=False)

@@ -15,25 +15,23 @@ import selectors
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from xuni.host.linux.kernel import Linux
 from xuni.server import ContainerError
 from xuni.server.kept import now
-from xuni.server.runtime import Runtime, said
+from xuni.server.runtime import Runtime
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 PIECE: Final = 1 << 16
 LONGEST_LINE: Final = 1 << 14  # bytes; a longer one is split in the log, as docker does it
-NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
 
 class Log:
@@ -67,7 +65,7 @@ class Log:
 class Streams:
     """What the runtime is given, and our ends of it."""
 
-    child: tuple[int | IO[bytes], int, int]
+    child: tuple[int, int, int]
     stdin: int = -1
     outputs: dict[int, str] = field(default_factory=dict)
     console: socket.socket | None = None
@@ -101,7 +99,7 @@ def run(what: Attendance, created: Callable[[int], None], started: Callable[[int
             if streams.console is not None:
                 _receive_terminal(streams)
             created(pid)
-            _call(what, "start", what.container)
+            what.runtime.start(what.container)
         except BaseException:
             _delete(what)
             raise
@@ -131,69 +129,29 @@ def _streams(what: Attendance) -> Streams:
             os.unlink(place)
         listening.bind(place)
         listening.listen(1)
-        return Streams((subprocess.DEVNULL, subprocess.DEVNULL, subprocess.DEVNULL), console=listening, path=place)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        return Streams((null, null, null), console=listening, path=place)
     out, err = os.pipe(), os.pipe()
-    stdin: int | IO[bytes] = subprocess.DEVNULL
     ours = -1
     if what.interactive and what.foreground:
-        read_end, ours = os.pipe()
-        stdin = read_end
+        stdin, ours = os.pipe()
         os.set_blocking(ours, False)
+    else:
+        stdin = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     return Streams((stdin, out[1], err[1]), ours, {out[0]: "stdout", err[0]: "stderr"})
 
 
 def _create(what: Attendance, streams: Streams) -> int:
-    pid_file, errors = what.place / "pid", what.place / "runtime.log"
-    options = ["--console-socket", streams.path] if what.terminal else []
-    stdin, out, err = streams.child
-    # The runtime's own words go to its log: standard error is the container's already.
-    command = [*what.runtime.command, "--log", str(errors), "create", "--bundle", str(what.place), "--pid-file", str(pid_file),
-               *options, what.container]  # fmt: skip
     try:
-        done = subprocess.run(command, stdin=stdin, stdout=out, stderr=err, check=False)
+        return what.runtime.create(what.container, what.place, streams.path if what.terminal else "", streams.child)
     finally:
-        for each in streams.child:
-            if isinstance(each, int) and each >= 0:
-                os.close(each)
-    if done.returncode:
-        text = said(errors.read_bytes()) if errors.exists() else ""
-        if not text or text == "it gave no reason":
-            text = said(b"".join(_rest(each) for each in streams.outputs))
-        raise ContainerError(f"{what.runtime.name}: {text}", _status_of(text))
-    pid = int(pid_file.read_text())
-    pid_file.unlink()
-    return pid
-
-
-def _status_of(text: str) -> int:
-    """docker's: 127 if the program is not there, 126 if it cannot be executed, 125 for all else."""
-    lower = text.lower()
-    if any(each in lower for each in ("executable file not found", "no such file or directory", "not found in")):
-        return NOT_FOUND
-    if any(each in lower for each in ("permission denied", "exec format error", "is a directory", "not executable")):
-        return NOT_EXECUTABLE
-    return 125
-
-
-def _rest(descriptor: int) -> bytes:
-    os.set_blocking(descriptor, False)
-    try:
-        return os.read(descriptor, PIECE)
-    except OSError:
-        return b""
-
-
-def _call(what: Attendance, *arguments: str) -> None:
-    done = subprocess.run([*what.runtime.command, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.PIPE, check=False)  # fmt: skip
-    if done.returncode:
-        text = said(done.stderr)
-        raise ContainerError(f"{what.runtime.name}: {text}", _status_of(text))
+        for each in set(streams.child):
+            os.close(each)
 
 
 def _delete(what: Attendance) -> None:
-    subprocess.run([*what.runtime.command, "delete", "--force", what.container], stdin=subprocess.DEVNULL,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)  # fmt: skip
+    with contextlib.suppress(ContainerError):
+        what.runtime.delete(what.container)
 
 
 def _receive_terminal(streams: Streams) -> None:
@@ -247,7 +205,7 @@ def _raw_terminal(what: Attendance, streams: Streams) -> Iterator[None]:
         yield
         return
     before = termios.tcgetattr(0)
-    tty.setraw(0)
+    tty.setraw(0, termios.TCSADRAIN)  # what was typed already is not lost
     _resize(streams)
     try:
         yield
@@ -300,7 +258,10 @@ def _relay(what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _S
                         with contextlib.suppress(OSError):
                             signal.pidfd_send_signal(pidfd, number)
             elif descriptor == 0:
-                piece = os.read(0, PIECE)
+                try:
+                    piece = os.read(0, PIECE)
+                except OSError:  # the terminal is gone
+                    piece = b""
                 waiting += piece
                 if not piece:
                     selector.unregister(0)

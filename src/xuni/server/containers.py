@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -59,7 +56,7 @@ def create(request: Request) -> Record:
         if not os.path.exists(volume.source):
             raise ContainerError(f"-v {volume.source}:{volume.target}: {volume.source} is not there on the host; make it first")
     record = containers.claim(Record(
-        id=secrets.token_hex(32), name=request.name, request=request, image=image.name, layers=image.config.diff_ids,
+        id=os.urandom(32).hex(), name=request.name, request=request, image=image.name, layers=image.config.diff_ids,
         command=command, created=now(), runtime=request.runtime,
     ))  # fmt: skip
     try:
@@ -83,7 +80,7 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
         files["/etc/resolv.conf"] = "resolv.conf"
     if request.network == "host":
         del files["/etc/hostname"]
-        shutil.copyfile("/etc/hosts", place / "hosts")
+        (place / "hosts").write_bytes(Path("/etc/hosts").read_bytes())
     wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
                            {target: str(place / name) for target, name in files.items()})  # fmt: skip
     (place / "config.json").write_text(json.dumps(wanted))
@@ -330,6 +327,8 @@ def execute(wanted: str, command: Sequence[str], *, tty: bool = False, interacti
     if user:
         who = look_up(Path(f"/proc/{record.pid}/root"), user)
         options += ["--user", f"{who.uid}:{who.gid}"]
+    import subprocess
+
     found = runtime.find(record.runtime)
     before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGQUIT)}  # they are the process's
     try:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +66,9 @@ class Record:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """RFC 3339, in UTC."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds // 1000:06}Z"
 
 
 def began(pid: int) -> int:
@@ -102,7 +103,8 @@ class Containers:
             if name in taken:
                 raise ContainerError(f"the name {name} is taken by container {taken[name][:12]}; `xuni rm {name}` frees it")
             while not name or name in taken:
-                name = f"{secrets.choice(LEFT)}_{secrets.choice(RIGHT)}" + (f"_{secrets.randbelow(1000)}" if name else "")
+                left, right, number, _ = os.urandom(4)
+                name = f"{LEFT[left % len(LEFT)]}_{RIGHT[right % len(RIGHT)]}" + (f"_{number}" if name else "")
             record = replace(record, name=name)
             self.place(record.id).mkdir(mode=0o711)
             self.write(record)

@@ -1,17 +1,16 @@
 """The bridge network: xuni0, an address for each container, NAT by nftables, published ports. It is there while a container
 uses it, and gone with the last one.
 
-`ip` and `nft` do the work, one call each for a container; which addresses are taken is kept in /run/xuni/network.json.
+`ip` and `nft` do the work, one call each for a container; which addresses are taken is kept in /run/xuni.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import ipaddress
 import json
 import os
-import shutil
-import subprocess
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,47 +22,62 @@ from xuni.server.request import Port
 BRIDGE: Final = "xuni0"
 TABLE: Final = "xuni"
 NETWORKS: Final = ("10.120.0.0/16", "172.29.0.0/16", "192.168.219.0/24")
-KEPT: Final = Path("/run/xuni/network.json")
+STATE: Final = Path("/run/xuni")
 FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 @contextmanager
 def _state() -> Iterator[dict[str, Any]]:
     """{"network", "forward", "addresses": {container: …}, "ports": {container: […]}}, held alone and written back."""
-    KEPT.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    with open(KEPT.with_suffix(".lock"), "w") as lock:
+    STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
+    kept = _kept()
+    with open(STATE / "network.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            state: dict[str, Any] = json.loads(KEPT.read_bytes())
+            state: dict[str, Any] = json.loads(kept.read_bytes())
         except (FileNotFoundError, ValueError):
             state = {}
         yield state
         if state:
-            scratch = KEPT.with_suffix(".new")
+            scratch = kept.with_suffix(".new")
             scratch.write_text(json.dumps(state))
-            scratch.rename(KEPT)
+            scratch.rename(kept)
         else:
-            KEPT.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
+
+
+def _kept() -> Path:
+    """One file for each network namespace that has a bridge of ours."""
+    return STATE / f"network-{os.stat('/proc/self/ns/net').st_ino}.json"
 
 
 def _tool(*command: str, text: str = "") -> str:
     """Raises ContainerError with what it said."""
+    import shutil
+    import subprocess
+
     if shutil.which(command[0]) is None:
         package = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux"}[command[0]]
         raise ContainerError(f"a bridge network takes `{command[0]}`, which is not installed (apt-get install {package}); "
                              "--network none and --network host do without")  # fmt: skip
     done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
     if done.returncode:
-        raise ContainerError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'failed'}")
+        raise ContainerError(f"{' '.join(command)}: {'; '.join(done.stderr.strip().splitlines()[:2]) or 'failed'}")
     return done.stdout
 
 
 def attach(container: str, pid: int, ports: tuple[Port, ...]) -> str:
     """Give the container's network namespace an interface; its address. Raises ContainerError with nothing left behind."""
+    import ipaddress
+
     with _state() as state:
         _check_ports(state, ports)
-        if "network" not in state or not os.path.exists(f"/sys/class/net/{BRIDGE}"):
-            _up(state)
+        if "network" not in state or not _exists(BRIDGE):
+            try:
+                _up(state)
+            except BaseException:
+                _down(state)
+                raise
         network = ipaddress.ip_network(state["network"])
         taken = set(state["addresses"].values())
         hosts = network.hosts()
@@ -93,11 +107,20 @@ def attach(container: str, pid: int, ports: tuple[Port, ...]) -> str:
 
 def detach(container: str) -> None:
     """Repeating it is fine."""
-    if not KEPT.exists():
+    if not _kept().exists():
         return
     with _state() as state:
         if container in state.get("addresses", {}):
             _forget(state, container)
+
+
+def _exists(interface: str) -> bool:
+    """In our own network namespace; /sys may show another's."""
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
 
 
 def _veth(container: str) -> str:
@@ -108,19 +131,30 @@ def _forget(state: dict[str, Any], container: str) -> None:
     state["addresses"].pop(container, None)
     published = state["ports"].pop(container, None)
     veth = _veth(container)
-    if os.path.exists(f"/sys/class/net/{veth}"):
+    if _exists(veth):
+        import subprocess
+
         subprocess.run(["ip", "link", "del", veth], capture_output=True, check=False)
     if not state["addresses"]:
-        subprocess.run(["ip", "link", "del", BRIDGE], capture_output=True, check=False)
-        subprocess.run(["nft", "delete", "table", "ip", TABLE], capture_output=True, check=False)
-        if state.get("forward") == "0":
-            FORWARD.write_text("0")
-        state.clear()
+        _down(state)
     elif published:
         _rules(state)
 
 
+def _down(state: dict[str, Any]) -> None:
+    import subprocess
+
+    for command in (("ip", "link", "del", BRIDGE), ("nft", "delete", "table", "ip", TABLE)):
+        with contextlib.suppress(FileNotFoundError):
+            subprocess.run(command, capture_output=True, check=False)
+    if state.get("forward") == "0":
+        FORWARD.write_text("0")
+    state.clear()
+
+
 def _up(state: dict[str, Any]) -> None:
+    import ipaddress
+
     used = [ipaddress.ip_network(line.split()[0], strict=False) for line in _tool("ip", "-4", "route").splitlines()
             if line and line[0].isdigit()]  # fmt: skip
     free = [each for each in map(ipaddress.ip_network, NETWORKS) if not any(each.overlaps(other) for other in used)]
@@ -128,7 +162,7 @@ def _up(state: dict[str, Any]) -> None:
     if network is None:
         raise ContainerError(f"this host has routes to all of {', '.join(NETWORKS)}, so there is no room for a bridge network")
     gateway = next(network.hosts())
-    if not os.path.exists(f"/sys/class/net/{BRIDGE}"):
+    if not _exists(BRIDGE):
         _tool("ip", "-batch", "-", text=(
             f"link add {BRIDGE} type bridge\naddress add {gateway}/{network.prefixlen} dev {BRIDGE}\n"
             f"link set {BRIDGE} up\nlink set lo up\n"
@@ -152,7 +186,7 @@ def rules(state: dict[str, Any]) -> str:
     listed = "".join(f"    {each}\n" for each in forwards)
     return (f"table ip {TABLE}\ndelete table ip {TABLE}\ntable ip {TABLE} {{\n"
             f"  chain prerouting {{\n    type nat hook prerouting priority dstnat;\n{listed}  }}\n"
-            f"  chain output {{\n    type nat hook output priority dstnat;\n{listed}  }}\n"
+            f"  chain output {{\n    type nat hook output priority -100;\n{listed}  }}\n"
             f"  chain postrouting {{\n    type nat hook postrouting priority srcnat;\n"
             f"    ip saddr {network} oifname != \"{BRIDGE}\" masquerade\n"
             # Back to itself through its published port, and from this host's loopback: the answer must come back here.

@@ -1,0 +1,197 @@
+"""Containers of the everyday command, on every OCI runtime that is here. Takes root, control groups, and a guest's BusyBox."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from xuni.container.cgroup import hierarchy
+from xuni.guest import catalogue
+from xuni.image import archive
+from xuni.image.content import Store
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(os.geteuid() != 0 or not any(hierarchy.writable(f"{each.point}/xuni") for each in hierarchy.mounted()),
+                       reason="this host has no root or no control groups that we may make groups in"),
+]  # fmt: skip
+RUNTIMES = ["xuni", pytest.param("runc", marks=pytest.mark.skipif(not shutil.which("runc"), reason="this host has no runc"))]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with an image of BusyBox."""
+    data = tmp_path_factory.mktemp("data")
+    program = catalogue.folder(catalogue.ensure("debian").name) / "busybox"
+    tree = data / "busybox.tar"
+    with tarfile.open(tree, "w") as made:
+        for folder in ("bin", "etc", "tmp", "root", "dev", "proc", "sys"):
+            member = tarfile.TarInfo(folder)
+            member.type, member.mode = tarfile.DIRTYPE, 0o755
+            made.addfile(member)
+        member = tarfile.TarInfo("bin/busybox")
+        member.size, member.mode = program.stat().st_size, 0o755
+        with open(program, "rb") as content:
+            made.addfile(member, content)
+        for name in ("sh", "sleep", "cat", "id", "echo", "true", "kill", "head", "tty", "wget", "httpd", "ls"):
+            member = tarfile.TarInfo(f"bin/{name}")
+            member.type, member.linkname = tarfile.SYMTYPE, "busybox"
+            made.addfile(member)
+    with open(tree, "rb") as file:
+        archive.from_tar(Store(data / "xuni"), file, "busybox", {"Env": ["PATH=/bin"], "Cmd": ["sh"]})
+    return data
+
+
+Say = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def say(image: Path) -> Iterator[Say]:
+    environment = {**os.environ, "XDG_DATA_HOME": str(image)}
+
+    def run(*words: str, stdin: str | None = None, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+        command = [*before, sys.executable, "-m", "xuni", *words]
+        return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60, check=False,
+                              **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}))  # type: ignore[call-overload,no-any-return]
+
+    yield run
+    for each in run("ps", "-aq", "--no-trunc").stdout.split():
+        run("rm", "-f", each)
+    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(image) in line]
+    with contextlib.suppress(FileNotFoundError):
+        assert not [each for each in (image / "xuni/containers").iterdir() if each.name != ".lock"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_output_input_and_status(say: Say, runtime: str) -> None:
+    done = say("run", "--rm", "-i", "--runtime", runtime, "--network", "none", "-e", "A=b", "busybox",
+               "sh", "-c", "cat; echo $A $HOSTNAME; echo no >&2; exit 7", stdin="from here\n")  # fmt: skip
+    assert done.returncode == 7 and done.stderr == "no\n"
+    first, second = done.stdout.splitlines()
+    assert first == "from here" and second.startswith("b ") and len(second) == 14
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_life(say: Say, runtime: str, tmp_path: Path) -> None:
+    script = "echo out; trap 'echo bye; exit 3' TERM; while :; do sleep 0.1; done"
+    made = say("run", "-d", "--runtime", runtime, "--name", "life", "--network", "none", "busybox", "sh", "-c", script)
+    assert len(made.stdout.strip()) == 64, made.stderr
+    assert say("run", "--rm", "--name", "life", "--network", "none", "busybox", "true").returncode == 125
+    assert "Up" in say("ps").stdout
+    done = say("exec", "-e", "X=y", "life", "sh", "-c", "echo $X; exit 5")
+    assert (done.stdout, done.returncode) == ("y\n", 5)
+    assert say("pause", "life").stdout == "life\n" and "(Paused)" in say("ps").stdout
+    assert json.loads(say("inspect", "life").stdout)[0]["State"]["Status"] == "paused"
+    assert say("unpause", "life").returncode == 0
+    (tmp_path / "file").write_text("copied")
+    assert say("cp", str(tmp_path / "file"), "life:/tmp/").returncode == 0
+    assert say("exec", "life", "cat", "/tmp/file").stdout == "copied"
+    assert "sleep" in say("top", "life").stdout
+    (usage,) = json.loads(say("stats", "--json", "life").stdout)
+    assert usage["processes"] >= 1 and usage["cpu_percent"] < 150
+    assert say("rm", "life").returncode == 1
+    assert say("stop", "life").returncode == 0
+    assert say("logs", "life").stdout == "out\nbye\n"
+    assert json.loads(say("inspect", "life").stdout)[0]["State"]["ExitCode"] == 3
+    assert say("cp", "life:/tmp/file", str(tmp_path / "back")).returncode == 0 and (tmp_path / "back").read_text() == "copied"
+    assert say("start", "life").returncode == 0 and say("exec", "life", "cat", "/tmp/file").stdout == "copied"
+    assert say("kill", "life").returncode == 0 and say("wait", "life").stdout == "137\n"
+    assert say("rm", "life").stdout == "life\n" and say("ps", "-aq").stdout == ""
+
+
+def test_limits_are_in_force(say: Say) -> None:
+    """Each by what happens: too much memory is death, the ninth process is refused."""
+    hog = "a=x; while :; do a=$a$a$a$a; done"
+    done = say("run", "--rm", "--network", "none", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", hog)
+    assert done.returncode == 137, done
+    bomb = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done 2>&1; wait"
+    done = say("run", "--rm", "--network", "none", "--pids-limit", "5", "busybox", "sh", "-c", bomb)
+    assert "can't fork" in done.stdout + done.stderr
+
+
+def test_refusals(say: Say) -> None:
+    for words, status, said in (
+        (("nosuchimage",), 125, "there is no image nosuchimage:latest"),
+        (("busybox", "nosuchprogram"), 127, "nosuchprogram"),
+        (("busybox", "/etc"), 126, "/etc"),
+        (("-v", "/nosuchplace:/x", "busybox", "true"), 125, "/nosuchplace is not there"),
+        (("-u", "nobody-here", "busybox", "true"), 125, "no user 'nobody-here'"),
+        (("--runtime", "nosuchruntime", "busybox", "true"), 125, "there is no such program"),
+        (("--cpuset-cpus", "900", "busybox", "true"), 125, "cpuset"),
+    ):
+        done = say("run", "--rm", "--network", "none", *words)
+        assert done.returncode == status and said in done.stderr, (words, done)
+    assert say("ps", "-aq").stdout == ""
+
+
+@pytest.mark.timeout(60)
+def test_a_terminal(image: Path) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "xuni", "run", "--rm", "-it", "--network", "none", "busybox", "sh"],
+                               stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "XDG_DATA_HOME": str(image)},
+                               start_new_session=True)  # fmt: skip
+    os.close(slave)
+    os.write(master, b"tty; exit 4\n")
+    seen = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(master, 4096):
+            seen += piece
+    os.close(master)
+    assert process.wait(30) == 4 and b"/dev/pts/0" in seen
+
+
+def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
+    """In a network namespace of our own, so that the host's rules and interfaces are not touched."""
+    for tool in ("ip", "nft", "nsenter", "unshare"):
+        if not shutil.which(tool):
+            pytest.skip(f"this host has no {tool}")
+    with subprocess.Popen(["unshare", "-n", "sleep", "100"]) as holder:
+        try:
+            for _ in range(500):
+                if os.readlink(f"/proc/{holder.pid}/ns/net") != os.readlink("/proc/self/ns/net"):
+                    break
+                time.sleep(0.01)
+            inside = ("nsenter", "-t", str(holder.pid), "-n")
+            (tmp_path / "index.html").write_text("the page")
+            done = say("run", "-d", "--name", "web", "-p", "8080:80", "-v", f"{tmp_path}:/www:ro", "busybox",
+                       "httpd", "-f", "-h", "/www", before=inside)  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            done = say("run", "--rm", "-p", "8080:80", "busybox", "true", before=inside)
+            assert done.returncode == 125 and "has this port already" in done.stderr
+            address = json.loads(say("inspect", "web").stdout)[0]["NetworkSettings"]["IPAddress"]
+            gateway = address.rpartition(".")[0] + ".1"
+            for url in (f"http://{address}/", f"http://{gateway}:8080/"):
+                done = say("run", "--rm", "busybox", "wget", "-q", "-O", "-", url, before=inside)
+                assert done.stdout == "the page", done.stderr
+            fetched = subprocess.run([*inside, sys.executable, "-c", "import urllib.request as u, sys\n"
+                                      "print(u.urlopen('http://127.0.0.1:8080/', timeout=10).read().decode(), end='')"],
+                                     capture_output=True, text=True, check=False)  # fmt: skip
+            assert fetched.stdout == "the page", fetched.stderr
+            assert say("rm", "-f", "web", before=inside).returncode == 0
+            assert "xuni0" not in subprocess.run([*inside, "ip", "link"], capture_output=True, text=True, check=True).stdout
+            assert subprocess.run([*inside, "nft", "list", "tables"], capture_output=True, text=True, check=True).stdout == ""
+        finally:
+            holder.kill()
+
+
+def test_a_monitor_that_was_killed(say: Say) -> None:
+    """Its container goes on, and can be removed."""
+    say("run", "-d", "--name", "orphan", "--network", "none", "busybox", "sleep", "100")
+    found = json.loads(say("inspect", "orphan").stdout)[0]
+    parent = int(Path(f"/proc/{found['State']['Pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(parent, 9)
+    assert "Up" in say("ps").stdout
+    assert say("rm", "-f", "orphan").returncode == 0
+    assert not Path(f"/proc/{found['State']['Pid']}/root/bin").exists()
