@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import xuni.engine.kvm.probes  # noqa: F401  `--trace` has to know them before an engine is chosen
 from xuni.cli.failure import EngineError, Refusal
 from xuni.exits import Vcpu
+from xuni.host import offers
 from xuni.host.progress import Progress
 from xuni.isa.x86.models import CpuModel
 from xuni.machine.machine import CpuConfig, Engine
@@ -53,8 +54,6 @@ def choose(names: str, cpu: CpuModel) -> Chosen:
 
 def decide() -> tuple[str, str]:
     """The engine that auto takes here, and why."""
-    from xuni.host import offers
-
     name, reason = offers.engine()
     if name == "kvm":
         from xuni.engine.kvm.engine import lacking
@@ -79,6 +78,8 @@ def _one(name: str, cpu: CpuModel) -> Chosen:
     reason = "as asked for"
     if name == "auto":
         name, reason = decide()
+    elif name == "kvm" and not (kind := offers.kvm_kind()).hardware:
+        reason += f", though {kind.value} is no hardware virtualization: operating systems are slow on it"
     return Chosen(kvm(cpu) if name == "kvm" else soft(cpu), name, reason)
 
 
