@@ -119,6 +119,9 @@ def _linux(spec: Spec, linux: Linux) -> None:
         raise SpecError("hostname: unable to set hostname without a private UTS namespace (add it to linux.namespaces)")
     if spec.domainname and "uts" not in seen:
         raise SpecError("domainname: unable to set domainname without a private UTS namespace (add it to linux.namespaces)")
+    named = (linux.sysctl or {}).get("kernel.domainname")
+    if spec.domainname and named is not None and named != spec.domainname:
+        raise SpecError(f"domainname: {spec.domainname!r} and linux.sysctl's kernel.domainname, {named!r}, contradict each other")
     if linux.timeOffsets and seen.get("time") != "":
         raise SpecError("linux.timeOffsets: time namespace offsets need a new time namespace in linux.namespaces")
     for clock in linux.timeOffsets or {}:

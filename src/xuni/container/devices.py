@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from xuni.container.spec import IDMapping
+
 KINDS: Final = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 
 # config-linux.md, "Default Devices".
@@ -84,9 +86,9 @@ class Node(Step):
     def _bind(self, run: Run) -> None:
         """The host's node of the same path."""
         kernel = run.kernel
-        if self.kind == "p":
-            raise SpecError(f"linux.devices: the named pipe {self.path} cannot be made here")
         tree = run.files.pop("device " + self.path, -1)
+        if tree < 0 and self.kind == "p":
+            raise SpecError(f"linux.devices: the named pipe {self.path} cannot be made here")
         if tree < 0:
             tree = kernel.open_tree(k.AT_FDCWD, self.path)
         kernel.mount_setattr(tree, set=k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC)
@@ -101,6 +103,59 @@ class Node(Step):
             os.close(place)
         finally:
             os.close(tree)
+
+
+class MakeNodes(Step):
+    """For a user namespace, whose root may not make nodes: the runtime makes them in a tmpfs of its own, numbered."""
+
+    nodes: tuple[Node, ...]
+    uid: tuple[IDMapping, ...] = ()
+    gid: tuple[IDMapping, ...] = ()
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        context = kernel.fsopen("tmpfs")
+        kernel.fsconfig_string(context, "mode", "755")
+        kernel.fsconfig_create(context)
+        top = run.files["nodes"] = kernel.fsmount(context, k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC)
+        os.close(context)
+        mask = os.umask(0)
+        try:
+            for number, node in enumerate(self.nodes):
+                device = 0 if node.kind == "p" else os.makedev(node.major, node.minor)
+                kernel.mknodat(top, str(number), KINDS[node.kind] | node.mode, device)
+                os.chown(str(number), host_id(node.uid, self.uid), host_id(node.gid, self.gid), dir_fd=top)
+        finally:
+            os.umask(mask)
+
+
+def host_id(inner: int, maps: tuple[IDMapping, ...]) -> int:
+    """Who `inner` of the user namespace is on the host. Raises SpecError."""
+    for each in maps:
+        if each.containerID <= inner < each.containerID + each.size:
+            return each.hostID + inner - each.containerID
+    raise SpecError(f"linux.devices: id {inner} is not mapped in the user namespace")
+
+
+class TakeNodes(Step):
+    """Clone each of these nodes, to be bound where it belongs. Only what is attached can be cloned (before Linux 6.15), so
+    their tmpfs is over /proc for a moment: of our old root, where nothing of the container is yet."""
+
+    paths: tuple[str, ...]
+
+    def apply(self, run: Run) -> None:
+        kernel = run.kernel
+        top = run.files.pop("nodes")
+        place = kernel.open("/proc", os.O_PATH | os.O_DIRECTORY)
+        kernel.move_mount(top, place)
+        for number, path in enumerate(self.paths):
+            run.files["device " + path] = kernel.open_tree(top, str(number))
+        here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        kernel.fchdir(top)
+        kernel.umount(".")
+        kernel.fchdir(here)
+        for descriptor in (top, place, here):
+            os.close(descriptor)
 
 
 class Link(Step):

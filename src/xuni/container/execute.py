@@ -210,6 +210,9 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
             life.write_pid(command.pid_file, run.pid)
         talk.tell(b"g")
         talk.expect_end()
+    except BaseException:
+        run.kernel.pidfd_send_signal(between_fd, 9)  # it may still wait for us
+        raise
     finally:
         os.close(between_fd)
         os.waitpid(between, 0)

@@ -66,7 +66,7 @@ def execute(hook: RunHook, run: Run) -> None:
         code = os.waitstatus_to_exitcode(status)
         ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
         text = said.decode(errors="replace").strip()
-        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path} {ended}" + (f": {text}" if text else ""))
+        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path}: {hook.point} hook {ended}" + (f": {text}" if text else ""))
 
 
 def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) -> bytes | None:

@@ -234,7 +234,7 @@ def after(container: Container, spec: Spec, point: str) -> None:
         except StepFailed as error:
             if point != "poststop":
                 raise
-            os.write(2, f"xuni-oci: warning: {point} hook failed: {error}\n".encode())
+            os.write(2, f"xuni-oci: warning: {error}\n".encode())
 
 
 def state_text(container: Container) -> bytes:
@@ -389,9 +389,22 @@ def wait_for_end(kept: State, seconds: float = 10.0) -> None:
         letter, began = process(kept.pid)
         if letter in ("", "Z", "X") or began != kept.started:
             return
+        if letter == "D" and time.monotonic() > deadline - seconds + 0.2:
+            _thaw(kept.pid)
         if time.monotonic() > deadline:
             raise OSError(errno.ETIMEDOUT, f"process {kept.pid} of {kept.id} does not end (state {letter})")
         time.sleep(0.002)
+
+
+def _thaw(pid: int) -> None:
+    """A frozen process does not die; somebody may have moved it into a frozen v1 group that is not ours."""
+    try:
+        for line in read_file(f"/proc/{pid}/cgroup").decode().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "freezer":
+                k.Linux().write_file(f"/sys/fs/cgroup/freezer{path}/freezer.state", "THAWED")
+    except OSError:
+        pass
 
 
 def _rootfs(spec: Spec, bundle: str) -> str:

@@ -137,9 +137,12 @@ def _lines(maps: tuple[IDMapping, ...]) -> str:
 class BecomeRoot(Step):
     """Take id 0 of the user namespace: capabilities in it are kept, files that are made belong to its root."""
 
+    keep_groups: bool = False
+
     def apply(self, run: Run) -> None:
         try:
-            run.kernel.setgroups(())
+            if not self.keep_groups:
+                run.kernel.setgroups(())
         except OSError as error:
             if error.errno != errno.EPERM:  # setgroups is denied in the map of a single id
                 raise

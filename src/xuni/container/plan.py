@@ -70,6 +70,8 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     early = joined if "pid" in joined or "user" in joined or ("user" in new and joined) else ()
     born = tuple([kind for kind in new if kind in ("user", "pid")])
     unshared = tuple([kind for kind in new if kind not in ("user", "pid")])
+    # Podman's --group-add keep-groups, by the name that crun gave it.
+    keep_groups = (spec.annotations or {}).get("run.oci.keep_original_groups", "0") not in ("0", "")
     by_runtime = userns and host.root  # init will not be the one who may open what the host's root may
 
     opening: list[Step] = []
@@ -101,8 +103,11 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         if linux.resources is not None:
             prepare.append(LimitGroup(linux.resources))
         enter.append(EnterGroup())
+    nodes = _configured(linux)
     if by_runtime:
         prepare += opening
+        if nodes and "user" in new:
+            prepare.append(dev.MakeNodes(nodes, linux.uidMappings, linux.gidMappings))
     for name, device in (linux.netDevices or {}).items():
         from xuni.container.netdev import MoveInterface, check_name
 
@@ -117,7 +122,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if not early:
         enter += [ns.Join(kind, kinds[kind]) for kind in joined]
     if userns:
-        enter.append(ns.BecomeRoot())
+        enter.append(ns.BecomeRoot(keep_groups))
     if unshared:
         enter.append(ns.Unshare(unshared))
     if "time" in new:
@@ -144,6 +149,8 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         build += opening
     build.append(mnt.AttachRoot(root, mounted, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
     build += filling
+    if by_runtime and nodes and "user" in new:
+        build.append(dev.TakeNodes(tuple([each.path for each in nodes])))
     build += _devices(spec, linux, userns)
 
     if process is not None:
@@ -174,7 +181,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     become: list[Step] = []
     begin: list[Step] = list(_hooks("startContainer", hooks and hooks.startContainer))
     if process is not None:
-        more, last = identity(process, linux, userns)
+        more, last = identity(process, linux, userns, keep_groups)
         become += more
         begin += last
     return Plan(
@@ -185,7 +192,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     )  # fmt: skip
 
 
-def identity(process: Process, linux: Linux, userns: bool) -> tuple[list[Step], list[Step]]:
+def identity(process: Process, linux: Linux, userns: bool, keep_groups: bool = False) -> tuple[list[Step], list[Step]]:
     """Who the process is and what it may: steps before `start`, and those right before the process. Exec's too."""
     become: list[Step] = [proc.ResetAffinity()]
     if linux.personality is not None:
@@ -218,7 +225,7 @@ def identity(process: Process, linux: Linux, userns: bool) -> tuple[list[Step], 
     if caps is not None:
         become.append(proc.BoundCapabilities(proc.mask(caps.bounding)))
     user = process.user
-    become.append(proc.BecomeUser(user.uid, user.gid, user.additionalGids, user.umask))
+    become.append(proc.BecomeUser(user.uid, user.gid, user.additionalGids, user.umask, keep_groups))
     if caps is not None:
         become.append(proc.SetCapabilities(proc.mask(caps.permitted), proc.mask(caps.effective), proc.mask(caps.inheritable),
                                            proc.mask(caps.ambient), keep))  # fmt: skip
@@ -289,14 +296,18 @@ def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
         for path, major, minor in dev.DEFAULT:
             if path not in named:
                 yield dev.Node(path, "c", major, minor, bind=userns)
-    for each in linux.devices:
-        mode = 0o666 if each.fileMode is None else each.fileMode
-        yield dev.Node(each.path, each.type, each.major, each.minor, mode, each.uid or 0, each.gid or 0, userns)
+    for node in _configured(linux):
+        yield dev.Node(*[getattr(node, field) for field in dev.Node.fields if field != "bind"], userns)
     if not foreign:
         for path, to in dev.LINKS:
             yield dev.Link(path, to)
         if any(each.destination.rstrip("/") == "/dev/pts" for each in spec.mounts):
             yield dev.Link("/dev/ptmx", "pts/ptmx", replace=True)
+
+
+def _configured(linux: Linux) -> tuple[dev.Node, ...]:
+    return tuple([dev.Node(each.path.rstrip("/"), each.type, each.major, each.minor, 0o666 if each.fileMode is None else each.fileMode,
+                           each.uid or 0, each.gid or 0) for each in linux.devices])  # fmt: skip
 
 
 def _hooks(point: str, hooks: object) -> Iterator[Step]:

@@ -103,13 +103,15 @@ class BecomeUser(Step):
     gid: int
     groups: tuple[int, ...] = ()
     umask: int | None = None
+    keep_groups: bool = False  # the runtime's own additional groups stay
 
     def apply(self, run: Run) -> None:
         kernel = run.kernel
         kernel.prctl(k.PR_SET_KEEPCAPS, 1)
         kernel.setresgid(self.gid)
         try:
-            kernel.setgroups(self.groups)
+            if not self.keep_groups:
+                kernel.setgroups(self.groups)
         except OSError as error:
             if error.errno != errno.EPERM or self.groups:
                 raise
