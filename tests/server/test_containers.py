@@ -25,7 +25,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0 or not any(hierarchy.writable(f"{each.point}/xuni") for each in hierarchy.mounted()),
                        reason="this host has no root or no control groups that we may make groups in"),
 ]  # fmt: skip
-RUNTIMES = ["xuni", pytest.param("runc", marks=pytest.mark.skipif(not shutil.which("runc"), reason="this host has no runc"))]
+RUNC = (pytest.mark.long, pytest.mark.skipif(not shutil.which("runc"), reason="this host has no runc"))
+RUNTIMES = ["xuni", pytest.param("runc", marks=RUNC)]
 
 
 @pytest.fixture(scope="module")
