@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs a directory of built kvm-unit-tests under several machines and prints the table, test by test.
 
-    bench/kvm_unit_tests.py DIRECTORY [--i386 DIRECTORY] [--machines xuni,xuni-kvm,tcg,kvm] [--only REGEX] [--timeout 90]
+    bench/kvm_unit_tests.py DIRECTORY [--i386 DIRECTORY] [--machines xuni,xuni-kvm,tcg,kvm] [--only REGEX] [--timeout 180]
 
 The entries, their arguments and QEMU options come from x86/unittests.cfg of DIRECTORY; xuni understands them as QEMU does.
 A cell is passes/failures/skips
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--machines", default="xuni,xuni-kvm,tcg,kvm", help=f"of {','.join(MACHINES)}")
     parser.add_argument("--only", default="", metavar="REGEX", help="entries whose name matches")
     parser.add_argument("--all", action="store_true", help="also the entries that need more than a plain machine")
-    parser.add_argument("--timeout", type=float, default=90.0, help="seconds an entry may take")
+    parser.add_argument("--timeout", type=float, help="seconds an entry may take, whatever the configuration says")
     parser.add_argument("--logs", type=Path, help="keep each test's output in this folder")
     parser.add_argument("--json", type=Path, help="record the table in this file")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=FILE", help="a column recorded before")
@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not (directory / "x86" / entry.file).exists():
                 print(f"skipped: {entry.name}: {directory}/x86/{entry.file} is not built", file=sys.stderr)
                 break
-            outcome = run(machine, entry, directory, min(options.timeout, entry.timeout), options.logs)
+            outcome = run(machine, entry, directory, options.timeout or entry.timeout, options.logs)
             columns[machine.name][entry.name] = outcome
             print(f"{entry.name:32} {machine.name:6} {outcome}", file=sys.stderr, flush=True)
     for peer in options.peer:
