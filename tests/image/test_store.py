@@ -159,7 +159,7 @@ def test_a_root_of_layers(store: Store, docker_archive: Callable[..., Path], tmp
             if copying:
                 from xuni.host.linux.calls import CallError
 
-                def refuse(*_: object) -> None:
+                def refuse(*_: object, **__: object) -> None:
                     raise CallError(1, "fsopen", ("overlay",))
 
                 patch.setattr(rootfs, "mount", refuse)

@@ -77,9 +77,9 @@ def unpack(stream: TarStream, diff_id: str, into: str, *, stacked: bool) -> None
         raise ImageError(f"a layer's tar file should be {diff_id} and is {found}")
 
 
-def make(store: Store, image: Image, place: Path) -> Root:
+def make(store: Store, image: Image, place: Path, *, volatile: bool = False) -> Root:
     """A writable root below `place`, a directory of the container's own. `release` undoes it. What was written before
-    an `unmount` is there again."""
+    an `unmount` is there again, unless it is `volatile`: then nothing waits for the disk, and it is mounted once."""
     root = place / "rootfs"
     root.mkdir(exist_ok=True)
     lower = layers(store, image)
@@ -93,7 +93,7 @@ def make(store: Store, image: Image, place: Path) -> Root:
     if not again:
         shutil.copystat(lower[-1], place / "upper")
     try:
-        mount(lower, place / "upper", place / "work", root)
+        mount(lower, place / "upper", place / "work", root, volatile=volatile)
         return Root(root, "overlay")
     except CallError as error:
         if error.errno not in REFUSALS:
@@ -108,7 +108,7 @@ def make(store: Store, image: Image, place: Path) -> Root:
     return Root(root, "copy")
 
 
-def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
+def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volatile: bool = False) -> None:
     """Raises CallError."""
     kernel = k.Linux()
     context = kernel.fsopen("overlay")
@@ -124,6 +124,8 @@ def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
                 raise
             _mount_by_text(kernel, lower, upper, work, root)
             return
+        if volatile:
+            kernel.fsconfig_flag(context, "volatile")
         kernel.fsconfig_string(context, "upperdir", str(upper))
         kernel.fsconfig_string(context, "workdir", str(work))
         kernel.fsconfig_create(context)

@@ -68,7 +68,7 @@ def create(request: Request) -> Record:
 
 
 def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
-    root = rootfs.make(store, image, place)
+    root = rootfs.make(store, image, place, volatile=record.request.remove)
     request = record.request
     identity = look_up(root.path, request.user or image.config.user)
     hostname = request.hostname or record.id[:12]
