@@ -1,0 +1,123 @@
+"""Plans: the order of steps, without root and without a container."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xuni.container.example import example
+from xuni.container.mounts import Options, sort_options
+from xuni.container.plan import Host, Plan, plan
+from xuni.container.record import SpecError, decode
+from xuni.container.spec import Spec
+from xuni.host.linux import kernel as k
+
+
+def planned(change: dict[str, Any] | None = None, **host: Any) -> Plan:
+    config = example(rootless=False)
+    for path, value in (change or {}).items():
+        place = config
+        *way, last = path.split(".")
+        for each in way:
+            place = place.setdefault(each, {})
+        place[last] = value
+    return plan(decode(Spec, config), "/bundle", Host(**host))
+
+
+def names(steps: tuple[object, ...]) -> list[str]:
+    return [type(each).__name__ for each in steps]
+
+
+def test_the_same_configuration_gives_the_same_plan() -> None:
+    assert planned({"process.terminal": False}) == planned({"process.terminal": False})
+
+
+def test_the_example_in_order() -> None:
+    steps = planned({"process.terminal": False})
+    assert names(steps.prepare) == ["MakeGroup", "LimitGroup"]
+    assert steps.clone == ("pid",)
+    assert names(steps.enter)[:3] == ["EnterGroup", "Unshare", "Loopback"]
+    assert names(steps.build)[:4] == ["Propagation", "OpenRoot", "AttachRoot", "Filesystem"]
+    assert names(steps.seal) == ["ReadOnlyRoot", "ReadOnly", "Mask", "PivotRoot", "NewSession"]
+    assert names(steps.begin)[-1] == "Execute"
+
+
+def test_the_filter_goes_on_last_and_only_capabilities_and_execve_follow() -> None:
+    seccomp = {"defaultAction": "SCMP_ACT_ALLOW"}
+    steps = planned({"process.terminal": False, "linux.seccomp": seccomp})
+    assert names(steps.begin)[-2:] == ["LoadSeccomp", "Execute"]
+    steps = planned({"process.terminal": False, "process.noNewPrivileges": False, "linux.seccomp": seccomp})
+    assert names(steps.begin)[-3:] == ["LoadSeccomp", "FinishCapabilities", "Execute"]
+
+
+def test_a_joined_pid_namespace_is_joined_before_init_is_made() -> None:
+    kinds = [{"type": "mount"}, {"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "uts"}]
+    steps = planned({"process.terminal": False, "linux.namespaces": kinds})
+    assert names(steps.outside) == ["Join"]
+    assert steps.clone == ()
+
+
+def test_in_a_user_namespace_the_runtime_opens_what_init_may_not() -> None:
+    maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
+    kinds = [{"type": each} for each in ("mount", "pid", "user", "network", "ipc", "uts")]
+    steps = planned({"process.terminal": False, "linux.namespaces": kinds, "linux.uidMappings": maps, "linux.gidMappings": maps})
+    assert "OpenRoot" in names(steps.prepare) and "OpenRoot" not in names(steps.build)
+    assert names(steps.adopt)[0] == "MapIds"
+    assert "PrepareTrampoline" not in names(steps.become)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("ro", "rw"), Options(clear=k.MOUNT_ATTR_RDONLY)),
+        (("nosuid", "noexec"), Options(set=k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NOEXEC)),
+        (("rbind", "rro"), Options(bind=True, recursive=True, recursive_set=k.MOUNT_ATTR_RDONLY)),
+        (("noatime", "relatime"), Options(clear=k.MOUNT_ATTR__ATIME)),
+        (("rslave",), Options(propagation=((k.MS_SLAVE, True),))),
+        (("size=64k", "newinstance"), Options(data=(("size", "64k"), ("newinstance", None)))),
+    ],
+)
+def test_mount_options(options: tuple[str, ...], expected: Options) -> None:
+    assert sort_options(options) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ociVersion": "2.0.0"}, "ociVersion: 2.0.0 is not supported"),
+        ({"process.args": []}, "process.args is empty"),
+        ({"process.cwd": "here"}, "process.cwd: 'here' is not an absolute path"),
+        ({"hostname": "x", "linux.namespaces": [{"type": "mount"}]}, "without a private UTS namespace"),
+        ({"linux.namespaces": [{"type": "mount"}, {"type": "mount"}]}, "linux.namespaces[1]: mount is there twice"),
+        ({"linux.namespaces": [{"type": "moon"}]}, "linux.namespaces[0].type: 'moon' is none of"),
+        ({"linux.sysctl": {"vm.swappiness": "1"}}, "vm.swappiness is not in a separate kernel namespace"),
+        ({"linux.intelRdt": {"closID": "x"}}, "linux.intelRdt is not supported"),
+        ({"process.rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}, "the soft limit 2 exceeds the hard one, 1"),
+        ({"hooks": {"prestart": [{"path": "relative"}]}}, "hooks.prestart[0].path: 'relative' is not an absolute path"),
+        ({"linux.seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}, None),
+    ],
+)
+def test_what_a_configuration_may_not_say(change: dict[str, Any], said: str | None) -> None:
+    if said is None:  # told when the filter is compiled
+        from xuni.container.seccomp import check
+        from xuni.container.spec import Seccomp
+
+        with pytest.raises(SpecError, match="SCMP_ACT_NOTIFY cannot be used as default action"):
+            check(decode(Seccomp, change["linux.seccomp"]))
+        return
+    with pytest.raises(SpecError) as caught:
+        planned({"process.terminal": False, **change})
+    assert said in str(caught.value)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(max_size=12), max_size=4), st.text(max_size=12), st.text(max_size=12))
+def test_no_mount_makes_the_plan_fail_otherwise(options: list[str], kind: str, target: str) -> None:
+    mounts = [{"destination": target, "type": kind, "options": options}]
+    try:
+        planned({"process.terminal": False, "mounts": mounts})
+    except SpecError as error:
+        assert str(error)
