@@ -8,9 +8,12 @@ import os
 import stat
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from xuni.image import ImageError
 from xuni.image.compression import TarStream
@@ -216,3 +219,35 @@ def test_the_digest_of_compressed_layers_is_that_of_the_tar_file() -> None:
     expected = "sha256:" + hashlib.sha256(plain).hexdigest()
     for data in (plain, gzip.compress(plain), gzip.compress(plain[:700]) + gzip.compress(plain[700:]), zstd().compress(plain)):
         assert TarStream(io.BytesIO(data)).finish() == expected
+
+
+NAMES = st.lists(st.sampled_from(["a", "b", "..", ".", "", "/", "way", "outside", ".wh.a", ".wh..wh..opq", "dir"]), min_size=1,
+                 max_size=4).map("/".join)  # fmt: skip
+ENTRIES = st.lists(st.tuples(NAMES, st.sampled_from([tarfile.REGTYPE, LINK, HARD, FOLDER, tarfile.FIFOTYPE, CHARACTER]), NAMES,
+                             st.integers(0, 0o7777)), max_size=12)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(entries=ENTRIES, stacked=st.booleans(), damage=st.lists(st.tuples(st.integers(0, 8191), st.integers(0, 255)), max_size=6))
+def test_no_archive_gets_out(entries: list[tuple[str, bytes, str, int]], stacked: bool, damage: list[tuple[int, int]]) -> None:
+    """Any entries in any order, and flipped bytes: the outside stays as it is, and errors are the two kinds there are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        outside = Path(scratch)
+        (outside / "outside").write_text("untouched")
+        (outside / "dir").mkdir()
+        before = sorted(outside.rglob("*"))
+        data = bytearray(tar(*(entry(name, kind, mode, linkname=f"../{target}", devmajor=1, devminor=3)
+                               for name, kind, target, mode in entries)))  # fmt: skip
+        for at, value in damage:
+            data[at % len(data)] = value
+        (outside / "root").mkdir()
+        extractor = Extractor(str(outside / "root"), stacked=stacked, privileged=False)
+        try:
+            extractor.layer(TarStream(io.BytesIO(bytes(data))))
+        except (ImageError, OSError):
+            pass
+        finally:
+            extractor.close()
+        after = sorted(each for each in outside.rglob("*") if outside / "root" not in (each, *each.parents))
+        assert after == before and (outside / "outside").read_text() == "untouched"
+        assert (outside / "outside").stat().st_nlink == 1 and not list((outside / "dir").iterdir())

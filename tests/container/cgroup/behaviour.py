@@ -217,9 +217,50 @@ BEHAVIOURS: tuple[Callable[[Group], None], ...] = (
 )  # fmt: skip
 
 
+def a_user_limits_what_was_delegated(group: Group) -> None:
+    """Rootless: a subtree that belongs to the user; its first level holds no process (cgroup-v2.rst, "Delegation")."""
+    base = group.paths[""]
+    write(base, "cgroup.subtree_control", "+memory +pids")
+    own = f"{base}/user"
+    os.mkdir(own)
+    os.mkdir(f"{own}/session")
+    for place_ in (own, f"{own}/cgroup.procs", f"{own}/cgroup.subtree_control", f"{own}/session", f"{own}/session/cgroup.procs"):
+        os.chown(place_, 1000, 1000)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            write(f"{own}/session", "cgroup.procs", os.getpid())
+            os.setgid(1000)
+            os.setuid(1000)
+            mine = place("", "mine", rootless=True)
+            assert mine.paths == {"": f"{own}/mine"}, mine.paths
+            mine.create()
+            mine.apply(Resources(memory=Memory(limit=16 * MIB), pids=Pids(limit=5), devices=(DENY_ALL,)))
+            assert mine.stats()["memory"]["usage"]["limit"] == 16 * MIB
+            try:
+                mine.apply(Resources(cpu=Cpu(shares=100)))
+                raise AssertionError("the cpu controller was not delegated")
+            except SpecError as error:
+                assert "the cpu controller" in str(error), error
+            mine.join(os.getpid())
+            assert mine.processes() == [os.getpid()]
+            write(f"{own}/session", "cgroup.procs", os.getpid())
+            mine.delete()
+            assert not place("/elsewhere", "x", rootless=True).paths
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 UNIFIED: tuple[Callable[[Group], None], ...] = (
     groups_with_processes_hand_nothing_down, who_comes_later_follows_the_first, unified_keys_are_written,
-    what_v2_lacks_is_refused,
+    what_v2_lacks_is_refused, a_user_limits_what_was_delegated,
 )  # fmt: skip
 
 
