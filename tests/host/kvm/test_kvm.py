@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.host.kvm.conftest import CODE, SIZE, Box, make, start
-from xuni.host.kvm import Kvm, KvmUnavailable, MemoryFlag, SyncClass, reasons, statistics
+from xuni.host.kvm import Kvm, KvmUnavailable, MemoryFlag, SyncClass, Vm, reasons, statistics
 from xuni.host.kvm import structures as s
 from xuni.host.kvm.capabilities import Cap
 
@@ -383,3 +383,40 @@ def test_closing_twice_is_harmless(box: Box) -> None:
     box.vcpu.close()
     box.vcpu.close()
     box.vm.close()
+
+
+# -- the rest --------------------------------------------------------------------------------------------------------------
+def test_requests_of_the_machine_that_set_it_up(kvm: Kvm) -> None:
+    def prepare(vm: Vm) -> None:
+        vm.set_identity_map_address(0xFFFB_C000)
+        vm.set_boot_cpu(0)
+        vm.set_mmu_pages(512)
+
+    assert make(kvm, prepare).run is not None
+    with kvm.create_vm() as vm, pytest.raises(OSError, match="KVM_CREATE_DEVICE"):
+        vm.create_device(0xFFFF)
+
+
+def test_machine_checks(kvm: Kvm, box: Box) -> None:
+    capabilities = kvm.mce_capabilities() & ~0xFF | 1
+    box.vcpu.setup_mce(capabilities)
+    assert box.vcpu.msrs([0x179]) == {0x179: capabilities}
+    box.vcpu.machine_check(s.Mce(status=1 << 63 | 1 << 60, bank=0))
+    assert box.vcpu.msrs([0x401])[0x401] == 1 << 63 | 1 << 60
+
+
+def test_task_priority_reports_need_a_local_apic_in_the_kernel(kvm: Kvm) -> None:
+    box = make(kvm, lambda vm: vm.enable(Cap.SPLIT_IRQCHIP, 24) if kvm.check(Cap.SPLIT_IRQCHIP) else vm.create_irqchip())
+    box.vcpu.report_tpr_access(True)
+    box.vcpu.set_vapic_address(0x5000)
+    box.vcpu.interrupt(0x20)  # from a legacy controller, which is outside the kernel
+    with pytest.raises(OSError, match="KVM_KVMCLOCK_CTRL"):
+        box.vcpu.clock_paused()  # the guest has no such clock
+
+
+def test_system_management_interrupts_where_there_are_any(kvm: Kvm, box: Box) -> None:
+    if kvm.check(117):  # KVM_CAP_X86_SMM
+        box.vcpu.smi()
+    else:
+        with pytest.raises(OSError, match="KVM_SMI"):
+            box.vcpu.smi()
