@@ -98,7 +98,7 @@ def test_proc_and_sys_are_not_mounted_through_links(bundle: Bundle, special: str
     (bundle.rootfs / special).rmdir()
     (bundle.rootfs / special).symlink_to("/tmp")
     done = bundle.run("/bin/true")
-    assert done.returncode == 1 and "must be mounted on an ordinary directory" in done.stderr
+    assert done.returncode == 1 and "must be mounted on ordinary directory" in done.stderr
 
 
 def test_masked_paths_hide_and_a_planted_null_is_not_used(bundle: Bundle) -> None:

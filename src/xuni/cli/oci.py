@@ -52,6 +52,7 @@ COMMANDS: Final = {
     "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
     "delete": ((), ("force",), ("ID",), "remove a container that has stopped"),
 }
+RUNTIME_FAILED: Final = 255  # of exec, whose process may well exit with 1 itself
 HELP: Final = """Usage: xuni-oci [OPTIONS] COMMAND [ARGUMENTS]
 
 Run containers from OCI bundles, with runc's command line.
@@ -79,14 +80,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         status = _command(options, rest)
     except UsageError as error:
         log.error(str(error))
-        status = 2 if False else 1
+        status = 1
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
         if os.environ.get("XUNI_DEBUG"):
             raise
         log.error(describe(error))
-        status = 1
+        status = RUNTIME_FAILED if "exec" in given else 1
     try:
         sys.stdout.flush()
     except OSError:
@@ -243,7 +244,7 @@ def _start(options: dict[str, str], given: dict[str, str], arguments: list[str])
 
 
 def _run(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import foreground, life
+    from xuni.container import foreground
 
     wishes = _wishes(options, given)
     return foreground.run(arguments[0], wishes, detach="detach" in given, keep="keep" in given)
@@ -307,7 +308,7 @@ def _several(given: dict[str, str], name: str) -> tuple[str, ...]:
 def _list(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     from xuni.container import inspect
 
-    sys.stdout.write(inspect.list_all(_root(options), given.get("format", "table"), "quiet" in given))
+    sys.stdout.write(inspect.list_all(_root(options), given.get("format", "table"), "quiet" in given, must_exist="root" in options))
     return 0
 
 

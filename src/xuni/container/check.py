@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from xuni.container.namespaces import KINDS
-from xuni.container.process import IO_CLASSES, MEMORY_MODES, POLICIES, RLIMITS, SCHEDULER_FLAGS
+from xuni.container.process import IO_CLASSES, MEMORY_FLAGS, MEMORY_MODES, POLICIES, RLIMITS, SCHEDULER_FLAGS, numbers
 from xuni.container.record import SpecError
 
 TYPE_CHECKING = False
@@ -134,7 +134,10 @@ def _linux(spec: Spec, linux: Linux) -> None:
     if linux.netDevices and seen.get("network") is None:
         raise SpecError("linux.netDevices: interfaces can only be moved into a network namespace of linux.namespaces")
     if linux.memoryPolicy is not None:
-        _one_of("linux.memoryPolicy.mode", linux.memoryPolicy.mode, MEMORY_MODES)
+        _one_of("linux.memoryPolicy.mode: invalid memory policy mode", linux.memoryPolicy.mode, MEMORY_MODES)
+        for flag in linux.memoryPolicy.flags:
+            _one_of("linux.memoryPolicy.flags: invalid memory policy flag", flag, MEMORY_FLAGS)
+        numbers(linux.memoryPolicy.nodes, "linux.memoryPolicy.nodes: invalid memory policy node")
     _sysctl(linux, seen)
     if linux.intelRdt is not None:
         raise SpecError("linux.intelRdt is not supported: it would need the resctrl file system; remove it")

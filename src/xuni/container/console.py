@@ -25,9 +25,6 @@ def attend(made: Run) -> int:
         mask |= 1 << number - 1
     signals = made.kernel.signalfd(mask)
     saved = _raw(0) if os.isatty(0) else None
-    inner = termios.tcgetattr(made.console)
-    inner[1] &= ~termios.ONLCR
-    termios.tcsetattr(made.console, termios.TCSANOW, inner)
     _resize(made.console)
     try:
         return _pass(made, signals)

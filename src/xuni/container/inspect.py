@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from xuni.container.life import Container, Wishes
 
 
-def list_all(root: str, form: str, quiet: bool) -> str:
+def list_all(root: str, form: str, quiet: bool, *, must_exist: bool = False) -> str:
     """runc's table, or JSON."""
     if form not in ("table", "json"):
         raise SpecError(f"--format: {form!r} is neither table nor json")
+    if must_exist and not os.path.isdir(root):
+        raise SpecError(f"--root: stat {root}: no such file or directory")
     found: list[tuple[State, str]] = []
     for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
         try:

@@ -342,7 +342,15 @@ def kill(container: Container, number: int, *, everything: bool = False) -> None
 
         reopen(container.kept.cgroups).kill(number)
         return
+    if number == 9 and container.kept.cgroups and container.kept.phase != "creating" and not _has_pid_namespace(container):
+        group_of(container).kill(9)  # nobody else would end what init leaves
+        return
     signal(container, number)
+
+
+def _has_pid_namespace(container: Container) -> bool:
+    spec = container.home.spec()
+    return any(each.type == "pid" and not each.path for each in (spec.linux.namespaces if spec.linux else ()))
 
 
 def pause(container: Container) -> None:

@@ -202,10 +202,23 @@ class FindRoot(Step):
 
 
 class MoveRoot(Step):
-    """Without pivot_root (--no-pivot, for roots on an initramfs): enter the root where it is."""
+    """Without pivot_root (--no-pivot, for roots on an initramfs): enter the root where it is. In a mount namespace of our own
+    the host's /proc and /sys go first: as long as they are whole, a container may mount its own anew, unmasked."""
+
+    own: bool = True
 
     def apply(self, run: Run) -> None:
         run.kernel.fchdir(run.root)
+        if self.own:
+            for path in ("/sys", "/proc"):
+                try:
+                    run.kernel.umount(path)
+                except CallError as error:
+                    if error.errno != errno.EINVAL:  # not mounted
+                        raise
+            place = run.kernel.open("/", os.O_PATH | os.O_DIRECTORY)
+            run.kernel.move_mount(run.root, place)
+            os.close(place)
         run.kernel.chroot(".")
         run.kernel.chdir("/")
         forget_modules()
@@ -221,6 +234,17 @@ def forget_modules() -> None:
 class ReadOnlyRoot(Step):
     def apply(self, run: Run) -> None:
         run.kernel.mount_setattr(run.root, set=k.MOUNT_ATTR_RDONLY)
+
+
+class LockMount(Step):
+    """Make one mount read-only, now that everything is in it."""
+
+    path: str
+
+    def apply(self, run: Run) -> None:
+        place = open_in_root(run.kernel, run.root, self.path)
+        run.kernel.mount_setattr(place, set=k.MOUNT_ATTR_RDONLY)
+        os.close(place)
 
 
 class RootPropagation(Step):
@@ -329,6 +353,8 @@ class Filesystem(Step):
             try:
                 if self.source:
                     kernel.fsconfig_string(context, "source", self.source)
+                if self.kind == "tmpfs" and all(key != "mode" for key, _ in self.options.data):
+                    kernel.fsconfig_string(context, "mode", self._mode(run))
                 for key, value in self.options.data:
                     if value is None:
                         kernel.fsconfig_flag(context, key)
@@ -347,6 +373,16 @@ class Filesystem(Step):
             self._copy_up(run, tree)
         attach(run, tree, self.target, self.options, directory=True)
 
+    def _mode(self, run: Run) -> str:
+        """Of the directory that a tmpfs covers."""
+        try:
+            place = open_in_root(run.kernel, run.root, self.target)
+        except CallError:
+            return "1777"
+        mode = stat.S_IMODE(os.fstat(place).st_mode)
+        os.close(place)
+        return f"{mode:o}"
+
     def _ordinary(self, run: Run) -> None:
         """A link in place of /proc would have us write security settings into files of the image (CVE-2019-19921)."""
         try:
@@ -354,7 +390,7 @@ class Filesystem(Step):
                                         k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS))  # fmt: skip
         except CallError as error:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise SpecError(f"{self.kind} must be mounted on an ordinary directory, and {self.target} is not one") from None
+                raise SpecError(f"{self.kind} must be mounted on ordinary directory, and {self.target} is not one") from None
             if error.errno != errno.ENOENT:
                 raise
 
@@ -475,7 +511,7 @@ class Mask(Step):
         if not stat.S_ISCHR(status.st_mode) or status.st_rdev != os.makedev(1, 3):
             raise SpecError("the host's /dev/null is not the null device (character device 1:3)")
         empty = -1
-        for path in self.paths:
+        for path in dict.fromkeys(self.paths):
             try:
                 place = open_in_root(kernel, run.root, path)
             except CallError as error:

@@ -152,6 +152,7 @@ class BecomeRoot(Step):
         except OSError as error:
             if error.errno != errno.EINVAL:  # id 0 is not mapped: go on as nobody, with every capability
                 raise
+        run.kernel.prctl(k.PR_SET_DUMPABLE, 1)  # the change took it, and with it our own files in /proc
 
 
 class TimeOffsets(Step):

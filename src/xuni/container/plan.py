@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-    from xuni.container.spec import Linux, Mount, Process, Spec
+    from xuni.container.spec import Linux, Process, Spec
 
 
 class Host(Record):
@@ -77,7 +77,9 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     opening: list[Step] = []
     filling: list[Step] = []
     _mounts(spec, linux, kinds, bundle, by_runtime, opening, filling)
-    opening.insert(0, mnt.OpenRoot(root))
+    early_sources = opening if not by_runtime else []  # idmapped ones
+    if by_runtime:
+        opening.insert(0, mnt.OpenRoot(root))
     mounted = "mount" in kinds
     hooks = spec.hooks
 
@@ -104,6 +106,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
             prepare.append(LimitGroup(linux.resources))
         enter.append(EnterGroup())
     nodes = _configured(linux)
+    prepare += early_sources
     if by_runtime:
         prepare += opening
         if nodes and "user" in new:
@@ -146,7 +149,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if mounted:
         build.append(mnt.Propagation("rslave" if linux.rootfsPropagation != "private" else "rprivate"))
     if not by_runtime:
-        build += opening
+        build.append(mnt.OpenRoot(root))
     build.append(mnt.AttachRoot(root, mounted, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
     build += filling
     if by_runtime and nodes and "user" in new:
@@ -161,13 +164,15 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
 
         build.append(OpenLabel(process.apparmorProfile, process.selinuxLabel))
     seal: list[Step] = list(_hooks("createContainer", hooks and hooks.createContainer))
+    if any(each.destination.rstrip("/") == "/dev" and "ro" in each.options for each in spec.mounts):
+        seal.append(mnt.LockMount("/dev"))
     if spec.root.readonly:
         seal.append(mnt.ReadOnlyRoot())
     if linux.readonlyPaths:
         seal.append(mnt.ReadOnly(linux.readonlyPaths))
     if linux.maskedPaths:
         seal.append(mnt.Mask(linux.maskedPaths))
-    seal.append(mnt.MoveRoot() if host.no_pivot or not mounted else mnt.PivotRoot())
+    seal.append(mnt.MoveRoot(mounted) if host.no_pivot or not mounted else mnt.PivotRoot())
     if process is not None and process.terminal:
         from xuni.container.terminal import OpenTerminal
 
@@ -276,11 +281,14 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
                 maps, path = (linux.uidMappings, linux.gidMappings), kinds.get("user", "")
                 if not path and not maps[0]:
                     raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
-            (opening if by_runtime else filling).append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
+            # Making an id map takes /proc with the host's process numbers, which is not what init sees.
+            (opening if by_runtime or idmap else filling).append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
             filling.append(mnt.Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))
         else:
+            if target.rstrip("/") == "/dev" and options.set & 1:  # read-only once everything is in it (LockMount)
+                options = mnt.sort_options(tuple([each for each in mount.options if each != "ro"]))
             # A user namespace without a network or PID namespace of its own may not mount these; what it sees is the same.
             fallback = ("/sys" if mount.type == "sysfs" and userns and kinds.get("network") != "" else
                         "/proc" if mount.type == "proc" and userns and kinds.get("pid") != "" else "")  # fmt: skip

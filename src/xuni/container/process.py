@@ -8,7 +8,6 @@ import os
 import stat
 
 from xuni.container.rooted import make_in_root, open_in_root
-from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
 from xuni.host.linux.trampoline import make as make_trampoline

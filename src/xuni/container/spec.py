@@ -269,7 +269,7 @@ class IntelRdt(Record):
 
 
 class MemoryPolicy(Record):
-    mode: str
+    mode: str = ""
     nodes: str = ""
     flags: tuple[str, ...] = ()
 

@@ -10,7 +10,6 @@ import os
 from xuni.container.record import SpecError
 from xuni.container.step import StepFailed
 
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import stat
+import termios
 
 from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import CallError, Run, SpecError, Step
@@ -103,6 +104,9 @@ class OpenTerminal(Step):
             os.close(socket)
         else:
             assert run.talk is not None
+            mode = termios.tcgetattr(own)
+            mode[1] &= ~termios.ONLCR  # the runtime's own terminal does that
+            termios.tcsetattr(own, termios.TCSANOW, mode)
             run.talk.hand_over("terminal", master)
         os.close(master)
         for descriptor in (0, 1, 2):
