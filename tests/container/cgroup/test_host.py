@@ -120,3 +120,31 @@ def test_clear_errors(group: Group) -> None:
             group.apply(Resources(memory=Memory(swappiness=101)))
     with pytest.raises(SpecError, match=r"a file name|cannot use unified on cgroup v1"):
         group.apply(Resources(unified={"../../etc/passwd": "x"}))
+
+
+def test_subgroups_that_are_refused(group: Group) -> None:
+    for path, said in (("..", "bad sub cgroup path"), ("./a/../b", "bad sub cgroup path"),
+                       ("nonexistent", "adding pid .* no such file")):  # fmt: skip
+        with pytest.raises(SpecError, match=said):
+            group.join_sub(os.getpid(), {"": path})
+        key = next(iter(group.paths))
+        with pytest.raises(SpecError, match=said):
+            group.join_sub(os.getpid(), {key: path})
+
+
+def test_a_subgroup_of_one_hierarchy(group: Group) -> None:
+    if "memory" not in group.paths:
+        pytest.skip("this host has no v1 hierarchy with memory")
+    os.mkdir(group.paths["memory"] + "/only")
+    with behaviour.inside(group, "input()") as program:
+        group.join_sub(program.pid, {"": "only"})
+        groups = hierarchy.groups_of(program.pid)
+        assert groups["memory"].endswith("/only") and not groups["pids"].endswith("/only")
+        program.communicate(b"\n")
+
+
+def test_v1_controllers_have_no_unified_keys(group: Group) -> None:
+    if "memory" not in group.paths or "" not in group.paths:
+        pytest.skip("this host is not a hybrid one")
+    with pytest.raises(SpecError, match=r"invalid configuration.*v1 hierarchy"):
+        group.apply(Resources(unified={"memory.min": "131072"}))

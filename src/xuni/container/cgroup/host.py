@@ -101,16 +101,27 @@ class HostGroup:
             self._enter(directory, pid)
 
     def join_sub(self, pid: int, sub: Mapping[str, str]) -> None:
-        """`sub`: controllers, or "" for all, to paths below the group. Raises SpecError for unknown ones, OSError."""
-        for key in sub:
+        """`sub`: controllers, or "" for all, to paths below the group, which exist; "" takes those hierarchies that have the
+        path. Raises SpecError for others, OSError."""
+        chosen: dict[str, str] = dict.fromkeys(self._directories, "")
+        for key, path in sub.items():
             if key and key not in self.paths:
                 raise SpecError(f"--cgroup: unknown controller {key!r}; this container has {', '.join(filter(None, self.paths))}")
-        chosen: dict[str, str] = {}
-        for key, directory in self.paths.items():
-            inside = os.path.normpath("/" + sub.get(key, sub.get("", ""))).strip("/")
-            chosen[directory] = f"{directory}/{inside}" if inside else chosen.get(directory, directory)
-        for directory in chosen.values():
-            _join(directory, pid)
+            if ".." in path.split("/"):
+                raise SpecError(f"--cgroup {path}: bad sub cgroup path: `..` components are not allowed")
+            inside = os.path.normpath("/" + path).strip("/")
+            places = [self.paths[key]] if key else [each for each in self._directories if os.path.isdir(f"{each}/{inside}")]
+            if not places or not os.path.isdir(f"{places[0]}/{inside}"):
+                raise SpecError(f"--cgroup {path}: adding pid {pid} to the cgroup {(places or self._directories)[0]}/{inside}: "
+                                "no such file or directory")  # fmt: skip
+            for each in places:
+                if inside and (key or not chosen[each]):
+                    chosen[each] = f"{each}/{inside}"
+        for directory, target in chosen.items():
+            if target:
+                _join(target, pid)
+            else:
+                self._enter(directory, pid)
 
     def _enter(self, directory: str, pid: int) -> None:
         try:
@@ -181,8 +192,8 @@ class HostGroup:
             self._devices(resources)
         if resources.unified:
             if not self._unified:
-                raise SpecError("linux.resources.unified: cannot use unified on cgroup v1: no v2 hierarchy is mounted here")
-            _v2().unified(self._unified, resources.unified, self._top(""))
+                raise SpecError("invalid configuration: cannot use unified on cgroup v1, and no v2 hierarchy is mounted here")
+            _v2().unified(self._unified, resources.unified, self._top(""), self.paths)
 
     def _devices(self, resources: Resources) -> None:
         """Without rights over devices there is nothing to restrict either: such a container can make no node."""

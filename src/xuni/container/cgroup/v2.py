@@ -159,8 +159,8 @@ def hugetlb(directory: str, limits: tuple[HugepageLimit, ...]) -> None:
             write(directory, f"hugetlb.{size}.rsvd.max", each.limit)
 
 
-def unified(directory: str, keys: Mapping[str, str], top: str) -> None:
-    """linux.resources.unified: files by name, values with several lines line by line."""
+def unified(directory: str, keys: Mapping[str, str], top: str, v1: Mapping[str, str]) -> None:
+    """linux.resources.unified: files by name, values with several lines line by line. `v1` has the controllers elsewhere."""
     for name, value in keys.items():
         controller, dot, _ = name.partition(".")
         if "/" in name or not dot:
@@ -170,6 +170,9 @@ def unified(directory: str, keys: Mapping[str, str], top: str) -> None:
                 write(directory, name, line)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EPERM, errno.EACCES) and controller != "cgroup":
+                if controller in v1:
+                    raise SpecError(f"invalid configuration: unified resource {name!r}: cannot use unified on cgroup v1, and the "
+                                    f"controller {controller!r} is on a v1 hierarchy here") from None  # fmt: skip
                 if controller not in read(directory, "cgroup.controllers").split():
                     raise SpecError(f"unified resource {name!r} can't be set: controller {controller!r} not available: "
                                     f"{missing(controller, directory, top)}") from None  # fmt: skip
