@@ -30,7 +30,9 @@ def example(*, rootless: bool) -> dict[str, Any]:
     ]  # fmt: skip
     if rootless:
         mounts[5] = {"destination": "/sys", "type": "none", "source": "/sys", "options": ["rbind", *_QUIET, "ro"]}
-    kinds = ["pid", "network", "ipc", "uts", "mount", "cgroup"] if not rootless else ["pid", "ipc", "uts", "mount", "cgroup", "user"]
+    kinds = ["pid", "network", "ipc", "uts", "mount"] if not rootless else ["pid", "ipc", "uts", "mount", "user"]
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):
+        kinds.append("cgroup")  # as runc's: on v1 and hybrid hosts a container sees where its groups are
     linux: dict[str, Any] = {
         "namespaces": [{"type": kind} for kind in kinds],
         "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
