@@ -221,7 +221,7 @@ def test_the_same_end(guest: tuple[Guest, Guest], monkeypatch: pytest.MonkeyPatc
     plain.run()
     fast.run()
     assert fast.result() == plain.result()
-    fast.hot._serve(*fast.place())
+    fast.hot._serve(*fast.place(), compiling=True)
     assert fast.hot.installed == 1
     plain.run(again=True)
     fast.run(again=True)

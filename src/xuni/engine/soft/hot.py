@@ -1,8 +1,8 @@
 """Which loops are hot, and how compiled ones take the place of handlers.
 
 The engine's loop notes where the budget runs out (`note_hot`): a sample every 20,000 instructions. What is met often
-goes, in a thread beside the guest, to a process that compiles it (hot_code.py, hot_worker.py), or is found on disk; then
-the function is put into the first Op of its trace. Killing the trace takes it out again, as it does any handler.
+is looked for on disk by a thread beside the guest, and what is met very often goes to a process that compiles it
+(hot_code.py, hot_worker.py); then the function is put into the first Op of its trace. Killing the trace takes it out again, as it does any handler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 TRACES: Final = 16  # in one function
 OPS: Final = 250
 CHAIN: Final = 1000  # traces of one hash bucket that are looked at
-FUNCTIONS: Final = 4000  # installed in one machine's life
+PLACES: Final = 20_000  # that one machine's loops are looked for
+COMPILE: Final = 250
+"""Notes of a place, each 16 samples of 20 us, that are worth a compilation: it takes about as long as they lasted. What was
+compiled before is installed at the first note."""
 FAILURES: Final = 3  # of the compiler, after which it is not asked again
 PATIENCE: Final = 10.0  # seconds after which a compiler without work ends
 _U64: Final = Layout("<Q")
@@ -69,11 +72,12 @@ class HotLoops:
     def __init__(self, cache: CodeCache, code: Code) -> None:
         self._cache = cache
         self._code = code
-        self._wanted: dict[tuple[int, int], int] = {}
-        """Places (host address, mode) and how often they were noted."""
+        self._noted: dict[tuple[int, int, int], int] = {}
+        """Places (host address, mode, generation of the arena) and how often they were noted."""
+        self._wanted: list[tuple[int, int, bool]] = []
+        """Places to serve (host address, mode, whether to compile)."""
         self._changed = Condition()
         self._closed = False
-        self._served: set[tuple[int, int, int]] = set()
         self._thread: Thread | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._names: dict[int, str] = {}
@@ -84,10 +88,12 @@ class HotLoops:
 
     def note(self, host: int, mode: int) -> None:
         """The trace that begins at this host address was met often."""
-        if (host, mode, int(self._cache.arena.generation)) in self._served or len(self._served) >= FUNCTIONS:
+        key = host, mode, int(self._cache.arena.generation)
+        count = self._noted[key] = self._noted.get(key, 0) + 1
+        if count not in (1, COMPILE) or len(self._noted) > PLACES:
             return
         with self._changed:
-            self._wanted[host, mode] = self._wanted.get((host, mode), 0) + 1
+            self._wanted.append((host, mode, count == COMPILE))
             if self._thread is None:
                 self._thread = Thread(target=self._run, name="hot-loops", daemon=True)
                 self._thread.start()
@@ -113,15 +119,13 @@ class HotLoops:
                     return
                 if not self._wanted:
                     continue
-                hottest = max(self._wanted, key=lambda place: self._wanted[place])
-                del self._wanted[hottest]
-            self._served.add((*hottest, int(self._cache.arena.generation)))
+                wanted = self._wanted.pop(0)
             try:
-                self._serve(*hottest)
+                self._serve(*wanted)
             except (IndexError, KeyError, OSError, EOFError, ValueError, build.BuildError):
                 continue  # it changed under our hands, or cannot be compiled: the handlers go on
 
-    def _serve(self, host: int, mode: int) -> None:
+    def _serve(self, host: int, mode: int, compiling: bool) -> None:
         cache = self._cache
         generation = int(cache.arena.generation)
         if mode & Mode.SIZE != 2:
@@ -142,7 +146,7 @@ class HotLoops:
             data = path.read_bytes()
             os.utime(path)
         except OSError:
-            if self._failures > FAILURES:
+            if not compiling or self._failures > FAILURES:
                 return
             data = self._compile(text)
             try:

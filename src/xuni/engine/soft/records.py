@@ -119,7 +119,7 @@ class Arena(Struct):
 
 HOT: Final = 16  # samples of a place that make it hot
 HOT_ENTRIES: Final = 256
-HOT_RING: Final = 64
+HOT_RING: Final = 256
 
 
 class HotEntry(Struct):
