@@ -36,6 +36,7 @@ class Bundle:
         for each in ("bin", "dev", "proc", "sys", "etc", "tmp"):
             (self.rootfs / each).mkdir(parents=True)
         shutil.copy2(BUSYBOX, self.rootfs / "bin/busybox")
+        (self.rootfs / "bin/busybox").chmod(0o755)  # other users than the host's root execute it, too
         for name in ("sh", "true", "false", "cat", "ls", "id", "sleep", "echo", "mount", "touch", "test", "dd"):
             (self.rootfs / "bin" / name).symlink_to("busybox")
         self.config = example(rootless=False)
@@ -77,4 +78,5 @@ def name(bundle: Bundle) -> str:
 
 def groups_left(container: str) -> list[str]:
     """Control groups of that name, anywhere."""
-    return [str(each) for top in Path("/sys/fs/cgroup").iterdir() if top.is_dir() for each in top.rglob(container) if each.is_dir()]
+    tops = [top for top in Path("/sys/fs/cgroup").iterdir() if top.is_dir()]
+    return [str(each) for top in tops for each in top.rglob(container) if each.is_dir()]

@@ -35,13 +35,16 @@ def test_unknown_properties_are_ignored_and_null_is_absence() -> None:
         ([], "config: an object belongs here, not an array"),
         ({}, "ociVersion is missing"),
         ({"ociVersion": 1}, "ociVersion: a string belongs here, not an integer"),
-        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "args": ["a", 2]}}, "process.args[1]: a string belongs here, not an integer"),
-        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "user": {"uid": -1}}}, "process.user.uid: -1 is not within 0 … 4294967295"),
-        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "rlimits": [{"type": "RLIMIT_CPU", "soft": 1}]}}, "rlimits[0].hard is missing"),
+        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "args": ["a", 2]}},
+         "process.args[1]: a string belongs here, not an integer"),
+        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "user": {"uid": -1}}},
+         "process.user.uid: -1 is not within 0 … 4294967295"),
+        ({"ociVersion": "1.0.0", "process": {"cwd": "/", "rlimits": [{"type": "RLIMIT_CPU", "soft": 1}]}},
+         "rlimits[0].hard is missing"),
         ({"ociVersion": "1.0.0", "mounts": {"a": 1}}, "mounts: an array belongs here, not an object"),
         ({"ociVersion": "1.0.0", "hostname": "a\0b"}, "hostname: a string without NUL belongs here"),
     ],
-)
+)  # fmt: skip
 def test_refusals_name_the_place(config: Any, said: str) -> None:
     with pytest.raises(SpecError) as caught:
         decode(Spec, config)
@@ -49,9 +52,10 @@ def test_refusals_name_the_place(config: Any, said: str) -> None:
 
 
 def test_the_class_of_an_io_priority() -> None:
-    spec = decode(Spec, {"ociVersion": "1.0.0", "process": {"cwd": "/", "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 4}}})
+    priority = {"class": "IOPRIO_CLASS_BE", "priority": 4}
+    spec = decode(Spec, {"ociVersion": "1.0.0", "process": {"cwd": "/", "ioPriority": priority}})
     assert spec.process and spec.process.ioPriority and spec.process.ioPriority.class_ == "IOPRIO_CLASS_BE"
-    assert encode(spec)["process"]["ioPriority"] == {"class": "IOPRIO_CLASS_BE", "priority": 4}
+    assert encode(spec)["process"]["ioPriority"] == priority
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"a": 1} x', b"\xff", b"[" * 100000, b'{"a": "\n"}'])
@@ -61,7 +65,8 @@ def test_what_is_not_json_is_said_to_be_none(text: bytes) -> None:
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=12)  # fmt: skip
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+                    max_leaves=12)  # fmt: skip
 CONFIGS = st.fixed_dictionaries({}, optional=dict.fromkeys(Spec.fields, JSON))
 
 

@@ -37,7 +37,8 @@ class Refusing(Linux):
 @pytest.mark.parametrize(
     ("step", "number", "parts"),
     [
-        (Unshare(("mount",)), errno.EPERM, ("Unshare: unshare(", "Operation not permitted", "add a user namespace", "[step Unshare")),
+        (Unshare(("mount",)), errno.EPERM,
+         ("Unshare: unshare(", "Operation not permitted", "add a user namespace", "[step Unshare")),
         (SetRlimit("RLIMIT_NOFILE", 1, 1 << 20), errno.EPERM, ("prlimit64(0, \"RLIMIT_NOFILE\"", "CAP_SYS_RESOURCE")),
         (Filesystem("/x", "moonfs", Options()), errno.ENODEV, ('fsopen("moonfs"', "no such file system")),
     ],

@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, NoReturn
 
-    from xuni.container.life import Wishes
+    from xuni.container.bundle import Wishes
 
 
 class UsageError(Exception):
@@ -32,7 +32,8 @@ COMMANDS: Final = {
     "start": ((), (), ("ID",), "begin the process of a created container"),
     "run": (_CREATE, (*_CREATE_FLAGS, "detach", "keep"), ("ID",), "create and start a container, wait for its end"),
     "state": ((), (), ("ID",), "print the state of a container"),
-    "exec": (("console-socket", "cwd", "env", "user", "additional-gids", "process", "pid-file", "process-label", "apparmor", "cap",
+    "exec": (("console-socket", "cwd", "env", "user", "additional-gids", "process", "pid-file", "process-label",
+              "apparmor", "cap",
               "preserve-fds", "cgroup", "pidfd-socket"), ("tty", "detach", "no-new-privs", "ignore-paused"),
              ("ID", "[COMMAND…]"), "execute one more process in a container that runs"),
     "list": (("format",), ("quiet",), (), "list containers"),
@@ -40,7 +41,8 @@ COMMANDS: Final = {
     "pause": ((), (), ("ID",), "stop every process of a container"),
     "resume": ((), (), ("ID",), "let them go on"),
     "update": (("resources", "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period",
-                "cpu-rt-runtime", "cpuset-cpus", "cpuset-mems", "kernel-memory", "kernel-memory-tcp", "memory", "memory-reservation",
+                "cpu-rt-runtime", "cpuset-cpus", "cpuset-mems", "kernel-memory", "kernel-memory-tcp", "memory",
+                "memory-reservation",
                 "memory-swap", "pids-limit", "l3-cache-schema", "mem-bw-schema", "cpu-idle"), (), ("ID",),
                "change the limits of a container"),
     "events": (("interval",), ("stats",), ("ID",), "print usage, once with --stats or every INTERVAL (5s)"),
@@ -194,7 +196,7 @@ def _command(options: dict[str, str], rest: list[str]) -> int:
     name = rest.pop(0)
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}; `xuni-oci --help` lists them")
-    valued, flags, names, about = COMMANDS[name]
+    valued, flags, names, _ = COMMANDS[name]
     given, arguments = parse(rest, valued, flags, stop=name in ("exec", "ps"))
     if "help" in given:
         return _command_help(name)
@@ -217,7 +219,7 @@ def _root(options: dict[str, str]) -> str:
 
 
 def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
-    from xuni.container.life import Wishes
+    from xuni.container.bundle import Wishes
 
     preserve = given.get("preserve-fds", "0")
     if not preserve.isdecimal():
@@ -226,7 +228,8 @@ def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
                   given.get("console-socket", ""), given.get("pid-file", ""),
                   int(preserve) + int(os.environ.get("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
                   options.get("cgroup-manager") != "disabled", "trace" in options,
-                  "debug" in options, options.get("log", ""), (options.get("log-format") == "json") if options.get("log") else None)  # fmt: skip
+                  "debug" in options, options.get("log", ""),
+                  (options.get("log-format") == "json") if options.get("log") else None)  # fmt: skip
 
 
 def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
@@ -237,9 +240,9 @@ def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]
 
 
 def _start(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing, life
 
-    life.start(life.open_container(_root(options), arguments[0]))
+    life.start(existing.open_container(_root(options), arguments[0]))
     return 0
 
 
@@ -251,9 +254,9 @@ def _run(options: dict[str, str], given: dict[str, str], arguments: list[str]) -
 
 
 def _state(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import json, life, state
+    from xuni.container import existing, json, state
 
-    found = life.open_container(_root(options), arguments[0])
+    found = existing.open_container(_root(options), arguments[0])
     kept = found.kept
     said = state.report(kept, found.status()) | {"rootfs": kept.rootfs, "created": kept.created, "owner": kept.owner}
     sys.stdout.write(json.dumps(said, indent=2).decode() + "\n")
@@ -261,30 +264,30 @@ def _state(options: dict[str, str], given: dict[str, str], arguments: list[str])
 
 
 def _kill(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing
 
-    found = life.open_container(_root(options), arguments[0])
-    life.kill(found, _signal_number(arguments[1] if len(arguments) > 1 else "TERM"), everything="all" in given)
+    found = existing.open_container(_root(options), arguments[0])
+    existing.kill(found, _signal_number(arguments[1] if len(arguments) > 1 else "TERM"), everything="all" in given)
     return 0
 
 
 def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing, life
     from xuni.container.record import SpecError
 
     try:
-        found = life.open_container(_root(options), arguments[0])
+        found = existing.open_container(_root(options), arguments[0])
     except SpecError:
         if "force" not in given:
             raise
-        life.forget(_root(options), arguments[0])
+        existing.forget(_root(options), arguments[0])
         return 0
     life.delete(found, force="force" in given)
     return 0
 
 
 def _exec(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import foreground, life
+    from xuni.container import existing, foreground
     from xuni.container.execute import ExecWishes, cgroup_option
 
     if not given.get("process") and len(arguments) < 2:
@@ -297,7 +300,7 @@ def _exec(options: dict[str, str], given: dict[str, str], arguments: list[str]) 
                         given.get("user", ""), tuple(map(int, groups)), caps, "tty" in given, "no-new-privs" in given,
                         given.get("apparmor", ""), given.get("process-label", ""),
                         dict(cgroup_option(list(_several(given, "cgroup")))), "ignore-paused" in given)  # fmt: skip
-    found = life.open_container(_root(options), arguments[0])
+    found = existing.open_container(_root(options), arguments[0])
     return foreground.execute(found, _wishes(options, given), wishes, detach="detach" in given)
 
 
@@ -308,45 +311,46 @@ def _several(given: dict[str, str], name: str) -> tuple[str, ...]:
 def _list(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     from xuni.container import inspect
 
-    sys.stdout.write(inspect.list_all(_root(options), given.get("format", "table"), "quiet" in given, must_exist="root" in options))
+    sys.stdout.write(inspect.list_all(_root(options), given.get("format", "table"), "quiet" in given,
+                                      must_exist="root" in options))  # fmt: skip
     return 0
 
 
 def _ps(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import inspect, life
+    from xuni.container import existing, inspect
 
-    found = life.open_container(_root(options), arguments[0])
+    found = existing.open_container(_root(options), arguments[0])
     sys.stdout.write(inspect.processes(found, given.get("format", "table"), arguments[1:]))
     return 0
 
 
 def _pause(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing
 
-    life.pause(life.open_container(_root(options), arguments[0]))
+    existing.pause(existing.open_container(_root(options), arguments[0]))
     return 0
 
 
 def _resume(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing
 
-    life.resume(life.open_container(_root(options), arguments[0]))
+    existing.resume(existing.open_container(_root(options), arguments[0]))
     return 0
 
 
 def _update(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import life
+    from xuni.container import existing
     from xuni.container.update import changed
 
-    found = life.open_container(_root(options), arguments[0])
-    life.update(found, changed(given))
+    found = existing.open_container(_root(options), arguments[0])
+    existing.update(found, changed(given))
     return 0
 
 
 def _events(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import inspect, life
+    from xuni.container import existing, inspect
 
-    found = life.open_container(_root(options), arguments[0])
+    found = existing.open_container(_root(options), arguments[0])
     for line in inspect.events(found, once="stats" in given, interval=given.get("interval", "5s")):
         sys.stdout.write(line)
         sys.stdout.flush()
@@ -400,17 +404,17 @@ def _signal_number(name: str) -> int:
         if not 0 <= number <= 64:
             raise UsageError(f"kill: {name} is not a signal's number")
         return number
-    import _signal
+    import _signal  # type: ignore[import-not-found]
 
     wanted = name.upper().removeprefix("SIG")
     if wanted.startswith("RTMIN"):
         return 34 + int(wanted[5:] or "0")
     if wanted.startswith("RTMAX"):
         return 64 + int(wanted[5:] or "0")
-    number = getattr(_signal, "SIG" + wanted, None)
-    if not isinstance(number, int) or wanted.startswith("_"):
+    found = getattr(_signal, "SIG" + wanted, None)
+    if not isinstance(found, int) or wanted.startswith("_"):
         raise UsageError(f"kill: unknown signal {name!r}")
-    return number
+    return found
 
 
 def _help() -> int:

@@ -23,6 +23,7 @@ MODULES: Final = (
     "xuni.container.step", "xuni.container.rooted", "xuni.container.mounts", "xuni.container.devices",
     "xuni.container.namespaces", "xuni.container.process", "xuni.container.plan", "xuni.container.check",
     "xuni.container.groups", "xuni.container.loopback", "xuni.container.state", "xuni.container.talk", "xuni.container.life",
+    "xuni.container.bundle", "xuni.container.existing",
     "xuni.container.foreground", "xuni.container.cgroup", "xuni.container.cgroup.host", "xuni.container.cgroup.files",
     "xuni.container.cgroup.hierarchy", "xuni.container.cgroup.v1", "xuni.container.cgroup.v2", "xuni.container.cgroup.units",
     "xuni.container.cgroup.devices", "xuni.container.cgroup.freezer", "xuni.container.hooks", "xuni.container.seccomp",
@@ -70,12 +71,12 @@ def install(source: str) -> None:
             _keep(place, marshal.dumps(kept))
     except OSError:
         return
-    sys.meta_path.insert(0, Bundle(kept[1]))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Bundle(kept[1]))
 
 
 def _file(source: str, name: str) -> str:
     path = f"{source}/{name.replace('.', '/')}"
-    package = name.count(".") == 0 or name in ("xuni.cli", "xuni.host", "xuni.host.linux", "xuni.container", "xuni.container.cgroup")
+    package = name in ("xuni", "xuni.cli", "xuni.host", "xuni.host.linux", "xuni.container", "xuni.container.cgroup")
     return path + ("/__init__.py" if package else ".py")
 
 

@@ -8,6 +8,7 @@ from xuni.container.record import SpecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Final
 
     from xuni.container.plan import Host
@@ -32,7 +33,8 @@ def check(spec: Spec, host: Host) -> Linux:
             raise SpecError(f"mounts[{index}].destination is empty")
         if mount.uidMappings and not mount.gidMappings or mount.gidMappings and not mount.uidMappings:
             raise SpecError(f"mounts[{index}]: uidMappings and gidMappings belong together")
-    for point in spec.hooks.fields if spec.hooks else ():
+    points: Iterable[str] = spec.hooks.fields if spec.hooks else ()
+    for point in points:
         for index, hook in enumerate(getattr(spec.hooks, point)):
             if not hook.path.startswith("/"):
                 raise SpecError(f"hooks.{point}[{index}].path: {hook.path!r} is not an absolute path")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 
-from xuni.container import life, plan
 from xuni.container import mounts as mnt
 from xuni.container import namespaces as ns
+from xuni.container import plan
 from xuni.container import process as proc
+from xuni.container.bundle import Wishes, write_pid
+from xuni.container.existing import Container, state_text
 from xuni.container.groups import EnterGroup
-from xuni.container.life import Container, Wishes
 from xuni.container.record import Record, SpecError, decode
 from xuni.container.spec import Capabilities, Linux, Process, User
 from xuni.container.step import Run, Step, apply
@@ -176,7 +177,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
         run.group = reopen(kept.cgroups)
     userns = os.stat(f"/proc/{kept.pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino
     steps = plan_exec(process, linux, wishes, host, run.group is not None, userns)
-    run.state = life.state_text(container)
+    run.state = state_text(container)
     apply(steps.prepare, run)
     run.pid = kept.pid
     run.pidfd = run.kernel.pidfd_open(kept.pid)
@@ -207,7 +208,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
         talk.tell(b"e")
         talk.expect(b"r", run.take)
         if command.pid_file:
-            life.write_pid(command.pid_file, run.pid)
+            write_pid(command.pid_file, run.pid)
         talk.tell(b"g")
         talk.expect_end()
     except BaseException:

@@ -46,6 +46,9 @@ def features() -> dict[str, Any]:
             "mountExtensions": {"idmap": {"enabled": True}},
             "netDevices": {"enabled": True},
         },
-        "annotations": {**({"io.github.seccomp.libseccomp.version": version} if version else {}), "org.xuni.version": __version__},
+        "annotations": {
+            "org.xuni.version": __version__,
+            **({"io.github.seccomp.libseccomp.version": version} if version else {}),
+        },
         "potentiallyUnsafeConfigAnnotations": [],
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` takes three milliseconds for its enums
 import os
 
 from xuni.container import life
-from xuni.container.step import Run
+from xuni.container.step import Run, StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from xuni.container.life import Container, Wishes
 
 # Those that stop or continue us from the keyboard, faults of our own, and what cannot be caught, are not for the container.
-_NOT_PASSED: Final = frozenset((_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL,
-                                _signal.SIGFPE, _signal.SIGPIPE, _signal.SIGURG))  # fmt: skip
+_NOT_PASSED: Final = frozenset((_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGSEGV, _signal.SIGBUS,
+                                _signal.SIGILL, _signal.SIGFPE, _signal.SIGPIPE, _signal.SIGURG))  # fmt: skip
 
 
 def run(container: str, wishes: Wishes, *, detach: bool, keep: bool) -> int:
@@ -29,7 +29,7 @@ def run(container: str, wishes: Wishes, *, detach: bool, keep: bool) -> int:
         found = life.open_container(wishes.root, container)
         try:
             life.after(found, made.spec, "poststart")
-        except life.StepFailed:
+        except StepFailed:
             life.delete(found, force=True)
             raise
     if detach:
@@ -55,8 +55,9 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
 
 def _block() -> set[int]:
     """From before init exists, so that none is lost; init unblocks them for its process."""
-    return _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals() - {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL,
-                                                                               _signal.SIGFPE})  # fmt: skip
+    own = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGILL, _signal.SIGFPE}
+    before: set[int] = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals() - own)
+    return before
 
 
 def _attend(made: Run) -> int:

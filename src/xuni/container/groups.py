@@ -17,7 +17,8 @@ class MakeGroup(Step):
         assert run.group is not None
         run.group.create()
         if run.group.populated():
-            raise SpecError(f"container's cgroup is not empty: {self.path or run.container}: processes of something else live in it")
+            raise SpecError(f"container's cgroup is not empty: {self.path or run.container}: processes of "
+                            f"something else live in it")
         run.entrances = run.group.entrances()
         run.birthplace = run.group.clone_target()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` takes three milliseconds for its enums
 import os
 import select
 import time
@@ -45,7 +45,8 @@ def execute(hook: RunHook, run: Run) -> None:
                 os.chdir(run.bundle)
             # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
             given = hook.env or (run.environment if hook.point == "startContainer" else ())
-            os.execve(hook.path, hook.args or (hook.path,), dict(each.partition("=")[::2] for each in given) if given else os.environ)
+            environment = dict(each.partition("=")[::2] for each in given) if given else os.environ
+            os.execve(hook.path, hook.args or (hook.path,), environment)
         except OSError as error:
             os.write(2, f"{error.strerror}".encode())
         finally:
@@ -66,7 +67,8 @@ def execute(hook: RunHook, run: Run) -> None:
         code = os.waitstatus_to_exitcode(status)
         ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
         text = said.decode(errors="replace").strip()
-        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path}: {hook.point} hook {ended}" + (f": {text}" if text else ""))
+        raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path}: {hook.point} hook "
+                        f"{ended}" + (f": {text}" if text else ""))
 
 
 def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) -> bytes | None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 
-from xuni.container import json, life, state
+from xuni.container import json, state
+from xuni.container.bundle import load
+from xuni.container.existing import group_of
 from xuni.container.plan import Host, Plan, plan
 from xuni.container.record import SpecError, encode
 from xuni.container.state import Home, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Final
 
-    from xuni.container.life import Container, Wishes
+    from xuni.container.bundle import Wishes
+    from xuni.container.existing import Container
 
 
 def list_all(root: str, form: str, quiet: bool, *, must_exist: bool = False) -> str:
@@ -43,16 +46,17 @@ def list_all(root: str, form: str, quiet: bool, *, must_exist: bool = False) -> 
     return _table(rows)
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(12, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
-    return "".join(["".join([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]).rstrip() + "\n" for row in rows])
+    lines = ["".join([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]) for row in rows]
+    return "".join([line.rstrip() + "\n" for line in lines])
 
 
 def processes(container: Container, form: str, options: list[str]) -> str:
     """The container's lines of ps(1), or its pids as JSON."""
     if form not in ("table", "json"):
         raise SpecError(f"--format: {form!r} is neither table nor json")
-    pids = life.group_of(container).processes()
+    pids = group_of(container).processes()
     if form == "json":
         return json.dumps(pids).decode() + "\n"
     import subprocess
@@ -83,7 +87,7 @@ def events(container: Container, *, once: bool, interval: str) -> Iterator[str]:
     kills = _oom_kills(container)
     while container.status() != "stopped":
         try:
-            data = life.group_of(container).stats()
+            data = group_of(container).stats()
         except FileNotFoundError:
             return  # ended meanwhile
         yield json.dumps({"type": "stats", "id": container.kept.id, "data": data}).decode() + "\n"
@@ -147,7 +151,7 @@ SECTIONS: Final = (
 
 def show_plan(wishes: Wishes, *, as_json: bool) -> str:
     """The steps that `create` and `start` would take. Raises SpecError."""
-    spec, _ = life.load(wishes)
+    spec, _ = load(wishes)
     made = plan(spec, wishes.bundle, Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring,
                                           wishes.console_socket))  # fmt: skip
     return _plan_json(made) if as_json else _plan_text(made)

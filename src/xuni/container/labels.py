@@ -35,7 +35,8 @@ class OpenLabel(Step):
 
     def apply(self, run: Run) -> None:
         if self.apparmor and not apparmor():
-            raise SpecError(f"process.apparmorProfile: {self.apparmor!r} was specified, but AppArmor is not enabled in this kernel")
+            raise SpecError(f"process.apparmorProfile: {self.apparmor!r} was specified, but AppArmor is not "
+                            f"enabled in this kernel")
         if self.selinux and not selinux():
             raise SpecError(f"process.selinuxLabel: {self.selinux!r} was specified, but SELinux is not enabled in this kernel")
         names = ("apparmor/exec", "exec") if self.apparmor else ("exec",)

@@ -24,11 +24,12 @@ from __future__ import annotations
 import os
 
 from xuni.container import json, state
+from xuni.container.bundle import Wishes, load, mounts_below, rootfs, write_pid
+from xuni.container.existing import Container, open_container, signal, wait_for_end
 from xuni.container.namespaces import KINDS
 from xuni.container.plan import Host, plan
-from xuni.container.record import Record, SpecError, decode
-from xuni.container.spec import Spec
-from xuni.container.state import Home, State, process, read_file, report
+from xuni.container.record import SpecError
+from xuni.container.state import Home, State, process, report
 from xuni.container.step import Run, StepFailed, apply
 from xuni.container.talk import Talk
 from xuni.host.linux import kernel as k
@@ -37,48 +38,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from xuni.container.cgroup import Group
     from xuni.container.plan import Plan
-    from xuni.container.spec import Resources
-
-
-class Wishes(Record):
-    """What the command line asks for."""
-
-    root: str
-    bundle: str
-    config: str = "config.json"
-    console_socket: str = ""
-    pid_file: str = ""
-    preserve_fds: int = 0
-    no_pivot: bool = False
-    no_new_keyring: bool = False
-    cgroups: bool = True
-    trace: bool = False
-    debug: bool = False
-    log: str = ""
-    log_json: bool | None = None
-
-
-class Container:
-    """One container whose state is on disk."""
-
-    def __init__(self, home: Home, kept: State) -> None:
-        self.home = home
-        self.kept = kept
-
-    def status(self) -> str:
-        return state.status(self.home, self.kept)
-
-
-def load(wishes: Wishes) -> tuple[Spec, bytes]:
-    """The bundle's configuration. Raises SpecError."""
-    path = wishes.config if wishes.config.startswith("/") else f"{wishes.bundle}/{wishes.config}"
-    try:
-        text = read_file(path)
-    except OSError as error:
-        raise SpecError(f"{path}: {error.strerror}; a bundle is a directory with a config.json (`spec` writes one)") from None
-    return decode(Spec, json.loads(text, path)), text
+    from xuni.container.spec import Spec
 
 
 # ---- create
@@ -104,9 +65,9 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         from xuni.container.cgroup import place
 
         run.group = place(spec.linux.cgroupsPath if spec.linux else "", container, rootless=not host.root)
-    kept = State(container, wishes.bundle, _rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
+    kept = State(container, wishes.bundle, rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
                  os.getpid(), process(os.getpid())[1], dict(run.group.paths) if run.group else None, spec.annotations,
-                 rootless=not host.root, mounts_below=_mounts_below(spec, wishes.bundle))  # fmt: skip
+                 rootless=not host.root, mounts_below=mounts_below(spec, wishes.bundle))  # fmt: skip
     home.claim()
     try:
         home.keep_config(text)
@@ -237,10 +198,6 @@ def after(container: Container, spec: Spec, point: str) -> None:
             os.write(2, f"xuni-oci: warning: {error}\n".encode())
 
 
-def state_text(container: Container) -> bytes:
-    return json.dumps(report(container.kept, container.status()))
-
-
 # ---- delete
 
 
@@ -305,133 +262,4 @@ def undo(container: Container, run: Run) -> None:
     delete(container, force=True)
 
 
-# ---- what else it takes
-
-
-def open_container(root: str, container: str) -> Container:
-    """Raises SpecError if there is none."""
-    home = Home(root, container)
-    return Container(home, home.read())
-
-
-def signal(container: Container, number: int, *, quiet: bool = False) -> None:
-    """Send to init, if it is still the process that we made."""
-    kept = container.kept
-    linux = k.Linux()
-    try:
-        pidfd = linux.pidfd_open(kept.pid) if kept.pid else -1
-    except OSError:
-        pidfd = -1
-    try:
-        if kept.phase == "creating" and not quiet:
-            raise SpecError(f"container not running: {kept.id} is being created")
-        if pidfd < 0 or process(kept.pid)[1] != kept.started or process(kept.pid)[0] in ("Z", "X"):
-            if quiet:
-                return
-            raise SpecError(f"container not running: {kept.id}")
-        linux.pidfd_send_signal(pidfd, number)
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
-
-
-def kill(container: Container, number: int, *, everything: bool = False) -> None:
-    """Raises SpecError unless it has been created and not ended."""
-    if everything and container.kept.cgroups:
-        from xuni.container.cgroup import reopen
-
-        reopen(container.kept.cgroups).kill(number)
-        return
-    if number == 9 and container.kept.cgroups and container.kept.phase != "creating" and not _has_pid_namespace(container):
-        group_of(container).kill(9)  # nobody else would end what init leaves
-        return
-    signal(container, number)
-
-
-def _has_pid_namespace(container: Container) -> bool:
-    spec = container.home.spec()
-    return any(each.type == "pid" and not each.path for each in (spec.linux.namespaces if spec.linux else ()))
-
-
-def pause(container: Container) -> None:
-    status = container.status()
-    if status not in ("running", "created"):
-        raise SpecError(f"cannot pause a container that is {status}: {container.kept.id}")
-    group_of(container).freeze()
-
-
-def resume(container: Container) -> None:
-    status = container.status()
-    if status != "paused":
-        raise SpecError(f"cannot resume a container that is {status}, not paused: {container.kept.id}")
-    group_of(container).thaw()
-
-
-def update(container: Container, resources: Resources) -> None:
-    status = container.status()
-    if status == "stopped":
-        raise SpecError(f"cannot update a container that is not running: {container.kept.id}")
-    group_of(container).apply(resources)
-
-
-def group_of(container: Container) -> Group:
-    if not container.kept.cgroups:
-        raise SpecError(f"{container.kept.id} has no control groups (it was made with --cgroup-manager disabled)")
-    from xuni.container.cgroup import reopen
-
-    return reopen(container.kept.cgroups)
-
-
-def forget(root: str, container: str) -> None:
-    """What a runtime leaves that was killed before it could write the state: the claimed id."""
-    Home(root, container).remove()
-
-
-def wait_for_end(kept: State, seconds: float = 10.0) -> None:
-    """Until init is gone or a zombie of its parent's. Raises OSError ETIMEDOUT."""
-    import errno
-    import time
-
-    deadline = time.monotonic() + seconds
-    while kept.pid:
-        letter, began = process(kept.pid)
-        if letter in ("", "Z", "X") or began != kept.started:
-            return
-        if letter == "D" and time.monotonic() > deadline - seconds + 0.2:
-            _thaw(kept.pid)
-        if time.monotonic() > deadline:
-            raise OSError(errno.ETIMEDOUT, f"process {kept.pid} of {kept.id} does not end (state {letter})")
-        time.sleep(0.002)
-
-
-def _thaw(pid: int) -> None:
-    """A frozen process does not die; somebody may have moved it into a frozen v1 group that is not ours."""
-    try:
-        for line in read_file(f"/proc/{pid}/cgroup").decode().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "freezer":
-                k.Linux().write_file(f"/sys/fs/cgroup/freezer{path}/freezer.state", "THAWED")
-    except OSError:
-        pass
-
-
-def _rootfs(spec: Spec, bundle: str) -> str:
-    path = spec.root.path if spec.root else ""
-    return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
-
-
-def _mounts_below(spec: Spec, bundle: str) -> int:
-    """Without a mount namespace the container's mounts are the host's: 1 and how many were at its root before, else 0."""
-    if spec.linux and any(each.type == "mount" for each in spec.linux.namespaces):
-        return 0
-    from xuni.container.mounts import count_mounts
-
-    return 1 + count_mounts(_rootfs(spec, bundle))
-
-
-def write_pid(path: str, pid: int) -> None:
-    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    os.write(descriptor, str(pid).encode())
-    os.close(descriptor)
-    os.rename(temporary, path)
+__all__ = ["Container", "Wishes", "after", "create", "delete", "finish", "open_container", "start"]

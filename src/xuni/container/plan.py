@@ -13,6 +13,7 @@ from xuni.container import mounts as mnt
 from xuni.container import namespaces as ns
 from xuni.container import process as proc
 from xuni.container.record import Record, SpecError
+from xuni.container.spec import Hooks
 from xuni.container.step import Step
 from xuni.host.linux.trampoline import available
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Final
 
-    from xuni.container.spec import Linux, Process, Spec
+    from xuni.container.spec import Hook, Linux, Process, Spec
 
 
 class Host(Record):
@@ -81,7 +82,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if by_runtime:
         opening.insert(0, mnt.OpenRoot(root))
     mounted = "mount" in kinds
-    hooks = spec.hooks
+    hooks = spec.hooks or Hooks()
 
     prepare: list[Step] = [ns.OpenNamespace(kind, kinds[kind]) for kind in joined]
     if linux.seccomp is not None:
@@ -150,7 +151,8 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         build.append(mnt.Propagation("rslave" if linux.rootfsPropagation != "private" else "rprivate"))
     if not by_runtime:
         build.append(mnt.OpenRoot(root))
-    build.append(mnt.AttachRoot(root, mounted, "rslave" if linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared") else "rprivate"))
+    follows = linux.rootfsPropagation in ("slave", "shared", "rslave", "rshared")
+    build.append(mnt.AttachRoot(root, mounted, "rslave" if follows else "rprivate"))
     build += filling
     if by_runtime and nodes and "user" in new:
         build.append(dev.TakeNodes(tuple([each.path for each in nodes])))
@@ -163,9 +165,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         from xuni.container.labels import OpenLabel
 
         build.append(OpenLabel(process.apparmorProfile, process.selinuxLabel))
-    seal: list[Step] = list(_hooks("createContainer", hooks and hooks.createContainer))
-    if any(each.destination.rstrip("/") == "/dev" and "ro" in each.options for each in spec.mounts):
-        seal.append(mnt.LockMount("/dev"))
+    seal: list[Step] = list(_hooks("createContainer", hooks.createContainer))
     if spec.root.readonly:
         seal.append(mnt.ReadOnlyRoot())
     if linux.readonlyPaths:
@@ -180,20 +180,22 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         seal.append(OpenTerminal(size.width if size else 0, size.height if size else 0, process.user.uid))
     else:
         seal.append(proc.NewSession())
+    if any(each.destination.rstrip("/") == "/dev" and "ro" in each.options for each in spec.mounts):
+        seal.append(mnt.LockMount("/dev"))
     if linux.rootfsPropagation:
         seal.append(mnt.RootPropagation(linux.rootfsPropagation))
 
     become: list[Step] = []
-    begin: list[Step] = list(_hooks("startContainer", hooks and hooks.startContainer))
+    begin: list[Step] = list(_hooks("startContainer", hooks.startContainer))
     if process is not None:
         more, last = identity(process, linux, userns, keep_groups)
         become += more
         begin += last
     return Plan(
         tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter), tuple(build),
-        tuple([*moves, *_hooks("prestart", hooks and hooks.prestart), *_hooks("createRuntime", hooks and hooks.createRuntime)]),
+        (*moves, *_hooks("prestart", hooks.prestart), *_hooks("createRuntime", hooks.createRuntime)),
         tuple(seal), tuple(become), tuple(begin),
-        tuple(_hooks("poststart", hooks and hooks.poststart)), tuple(_hooks("poststop", hooks and hooks.poststop)),
+        tuple(_hooks("poststart", hooks.poststart)), tuple(_hooks("poststop", hooks.poststop)),
     )  # fmt: skip
 
 
@@ -282,7 +284,8 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
                 if not path and not maps[0]:
                     raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
             # Making an id map takes /proc with the host's process numbers, which is not what init sees.
-            (opening if by_runtime or idmap else filling).append(mnt.OpenSource(index, source, options, idmap, *(maps if idmap and not path else ((), ())), path))
+            uid, gid = maps if idmap and not path else ((), ())
+            (opening if by_runtime or idmap else filling).append(mnt.OpenSource(index, source, options, idmap, uid, gid, path))
             filling.append(mnt.Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))
@@ -305,7 +308,7 @@ def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
             if path not in named:
                 yield dev.Node(path, "c", major, minor, bind=userns)
     for node in _configured(linux):
-        yield dev.Node(*[getattr(node, field) for field in dev.Node.fields if field != "bind"], userns)
+        yield dev.Node(node.path, node.kind, node.major, node.minor, node.mode, node.uid, node.gid, userns)
     if not foreign:
         for path, to in dev.LINKS:
             yield dev.Link(path, to)
@@ -314,16 +317,17 @@ def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
 
 
 def _configured(linux: Linux) -> tuple[dev.Node, ...]:
-    return tuple([dev.Node(each.path.rstrip("/"), each.type, each.major, each.minor, 0o666 if each.fileMode is None else each.fileMode,
-                           each.uid or 0, each.gid or 0) for each in linux.devices])  # fmt: skip
+    return tuple([dev.Node(each.path.rstrip("/"), each.type, each.major, each.minor,
+                           0o666 if each.fileMode is None else each.fileMode, each.uid or 0, each.gid or 0)
+                  for each in linux.devices])  # fmt: skip
 
 
-def _hooks(point: str, hooks: object) -> Iterator[Step]:
+def _hooks(point: str, hooks: tuple[Hook, ...]) -> Iterator[Step]:
     if not hooks:
         return
     from xuni.container.hooks import RunHook
 
-    for index, each in enumerate(hooks):  # type: ignore[call-overload]
+    for index, each in enumerate(hooks):
         yield RunHook(point, index, each.path, each.args, each.env, each.timeout)
 
 

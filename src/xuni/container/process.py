@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # `signal` takes three milliseconds for its enums
 import errno
 import os
 import stat
@@ -285,9 +285,10 @@ class FindProgram(Step):
         name = self.args[0]
         if "/" in name:
             if not os.path.isfile(name):
-                raise OSError(errno.ENOENT if not os.path.lexists(name) else errno.EACCES, f"exec {name}")
+                number = errno.EACCES if os.path.lexists(name) else errno.ENOENT
+                raise OSError(number, f"exec {name}: {os.strerror(number)}")
             if not os.access(name, os.X_OK):
-                raise OSError(errno.EACCES, f"exec {name}")
+                raise OSError(errno.EACCES, f"exec {name}: {os.strerror(errno.EACCES)}")
             return name
         path = next((each[5:] for each in run.environment if each.startswith("PATH=")), "/bin:/usr/bin")
         denied = False

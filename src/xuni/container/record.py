@@ -10,7 +10,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar, dataclass_transform
+    from typing import Any, ClassVar, TypeVar, dataclass_transform
 
     R = TypeVar("R", bound="Record")
 else:
@@ -54,8 +54,6 @@ class Record(metaclass=_Fields):
     """Base of the frozen records."""
 
     if TYPE_CHECKING:
-        from typing import ClassVar
-
         fields: ClassVar[dict[str, tuple[str, object]]]
 
     def __init__(self, *values: object, **named: object) -> None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 # Step, call ("" for any), errno: the rule.
 RULES: Final = (
     ("Filesystem(.*kind='proc'", "fsmount", e.EPERM,
-     "a user namespace may mount proc only if nothing of the outer /proc is hidden by other mounts, and only with a PID namespace "
+     "a user namespace may mount proc only if nothing of the outer /proc is hidden by other mounts, and only "
+     "with a PID namespace "
      "of its own (mount_namespaces(7)); give the container a PID namespace, or bind /proc"),
     ("Filesystem(.*kind='sysfs'", "", e.EPERM,
      "sysfs shows the network namespace, so only its owner may mount it: a user namespace needs a network namespace of its own; "
@@ -26,7 +27,8 @@ RULES: Final = (
      "(a gid= that the user namespace does not map is one, too)"),
     ("Filesystem", "fsopen", e.ENODEV, "this kernel has no such file system, built in or as a loaded module"),
     ("", "mount_setattr", e.EPERM,
-     "attributes that came from a more privileged mount namespace are locked, and may be added to but not removed; an id map takes "
+     "attributes that came from a more privileged mount namespace are locked, and may be added to but not "
+     "removed; an id map takes "
      "the rights over the file system itself"),
     ("", "mount_setattr", e.EINVAL,
      "the file system does not support id maps (FS_ALLOW_IDMAP), is mapped already, or the attributes contradict each other"),
@@ -48,7 +50,8 @@ RULES: Final = (
     ("Join", "setns", e.EPERM, "joining a namespace takes CAP_SYS_ADMIN in the user namespace that owns it"),
     ("Join", "setns", e.EINVAL, "the file is not a namespace of this kind, or it is the user namespace we are already in"),
     ("MapIds", "write", e.EPERM,
-     "ids outside your own can be mapped with CAP_SETUID and CAP_SETGID in the parent user namespace only; ranges may not overlap, "
+     "ids outside your own can be mapped with CAP_SETUID and CAP_SETGID in the parent user namespace only; "
+     "ranges may not overlap, "
      "and a map is written once"),
     ("MapIds", "write", e.EINVAL, "a map has at most 340 lines, sizes are at least 1, and ranges may not overlap"),
     ("SetRlimit", "prlimit64", e.EPERM,
@@ -56,8 +59,8 @@ RULES: Final = (
     ("OomScore", "write", e.EACCES,
      "oom_score_adj can be lowered below the value it was given before only with CAP_SYS_RESOURCE"),
     ("SetCapabilities", "capset", e.EPERM,
-     "permitted capabilities can only be dropped, never gained: the runtime itself does not have all of these; an ambient one must "
-     "be permitted and inheritable"),
+     "permitted capabilities can only be dropped, never gained: the runtime itself does not have all of these; an ambient one "
+     "must be permitted and inheritable"),
     ("SetCapabilities", "prctl", e.EPERM, "an ambient capability must be permitted and inheritable as well (capabilities(7))"),
     ("BecomeUser", "setresuid", e.EINVAL, "the user namespace does not map this uid; linux.uidMappings must cover it"),
     ("BecomeUser", "setresgid", e.EINVAL, "the user namespace does not map this gid; linux.gidMappings must cover it"),
@@ -79,7 +82,7 @@ RULES: Final = (
     ("JoinGroup", "", e.ENOSPC, "a cpuset group without cpus or mems accepts no process"),
     ("JoinGroup", "", e.EAGAIN, "pids.max of a group above is reached"),
     ("Execute", "execve", e.ENOEXEC, "the file is neither an ELF program for this machine nor a script that begins with #!"),
-    ("Execute", "execve", e.ENOENT, "the program is there, but the interpreter it asks for (#! or PT_INTERP) is not in the image"),
+    ("Execute", "execve", e.ENOENT, "the program is there, but its interpreter (#! or PT_INTERP) is not in the image"),
     ("Execute", "execve", e.EACCES, "the file lacks execute permission for this user, or is on a mount with noexec"),
     ("Node", "mknodat", e.EPERM, "device nodes take CAP_MKNOD in the host's user namespace"),
     ("AttachRoot", "move_mount", e.EINVAL, "the target is in another mount namespace"),

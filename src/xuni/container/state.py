@@ -40,7 +40,7 @@ class State(Record):
     mounts_below: i64 = 0  # if the container has no mount namespace: 1 and how many mounts its root had before
 
     def replaced(self, **changes: object) -> State:
-        return State(**({name: getattr(self, name) for name in self.fields} | changes))  # type: ignore[arg-type]
+        return State(**({name: getattr(self, name) for name in self.fields} | changes))
 
 
 class Home:
@@ -48,8 +48,8 @@ class Home:
 
     def __init__(self, root: str, container: str) -> None:
         if not container or container[0] == "." or not set(container) <= _ALLOWED:
-            raise SpecError(f"invalid container ID format: {container!r}: an invalid character (a container ID is made of letters, "
-                            "digits and _+-., and does not begin with a dot)")  # fmt: skip
+            raise SpecError(f"invalid container ID format: {container!r}: an invalid character (a container ID is made of "
+                            "letters, digits and _+-., and does not begin with a dot)")  # fmt: skip
         if len(container) > 255:
             raise SpecError(f"invalid container ID format: {len(container)} characters; 255 are the limit of a file name")
         self.root = root

@@ -44,8 +44,9 @@ class Talk:
             pass  # what the other side says last is read by expect
 
     def fail(self, error: Exception) -> None:
-        failed = error if isinstance(error, StepFailed) else StepFailed("", f"this is a bug of xuni: {type(error).__name__}: {error}")
-        self.tell(b"!" + failed.pack())
+        if not isinstance(error, StepFailed):
+            error = StepFailed("", f"this is a bug of xuni: {type(error).__name__}: {error}")
+        self.tell(b"!" + error.pack())
 
     def hand_over(self, what: str, descriptor: int) -> None:
         """In init: the runtime takes a copy of the descriptor, and says so."""
@@ -57,7 +58,7 @@ class Talk:
         """`take` is given what is handed over meanwhile. Raises StepFailed with what the other side says instead."""
         while (heard := os.read(self.into, 1)) != word:
             if heard != b"f" or take is None:
-                self._failed(heard, word)
+                raise self._failed(heard, word)
             line = b""
             while not line.endswith(b"\n"):
                 line += os.read(self.into, 1)
@@ -69,16 +70,16 @@ class Talk:
         """Until the process has begun."""
         heard = os.read(self.into, 1)
         if heard:
-            self._failed(heard, b"")
+            raise self._failed(heard, b"")
 
-    def _failed(self, heard: bytes, word: bytes) -> None:
+    def _failed(self, heard: bytes, word: bytes) -> Exception:
         if heard == b"!":
             said = b""
             while piece := os.read(self.into, 65536):
                 said += piece
-            raise StepFailed.unpack(said)
+            return StepFailed.unpack(said)
         assert not heard, f"heard {heard!r} instead of {word!r}"
-        raise InitFailed("init was killed while it prepared the container (by its memory limit, or by somebody's signal)")
+        return InitFailed("init was killed while it prepared the container (by its memory limit, or by somebody's signal)")
 
     def number(self) -> int:
         """`pN` newline: the pid of what the other side has made."""

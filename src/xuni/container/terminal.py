@@ -24,7 +24,7 @@ TIOCGPTPEER: Final = 0x5441
 
 
 def connect(path: str, place: str) -> int:
-    """A stream socket connected to `path`. Raises SpecError that names `place`, where the path came from."""
+    """A stream socket connected to `path`. Raises SpecError that begins with `place`, where the path came from."""
     socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     directory = -1
     try:
@@ -32,7 +32,7 @@ def connect(path: str, place: str) -> int:
         socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")  # a socket's path has at most 107 bytes
     except OSError as error:
         socket.close()
-        raise SpecError(f"{place}: nobody listens on {path}: {error.strerror}") from None
+        raise SpecError(f"{place}nobody listens on {path}: {error.strerror}") from None
     finally:
         if directory >= 0:
             os.close(directory)
@@ -54,12 +54,13 @@ class ConnectConsole(Step):
     path: str
 
     def apply(self, run: Run) -> None:
-        run.files["console socket"] = connect(self.path, "--console-socket")
+        run.files["console socket"] = connect(self.path, "--console-socket: ")
 
 
 class OpenTerminal(Step):
     """A new pair in the container's devpts: its end becomes the controlling terminal and /dev/console, the other end goes to
-    the console socket or the runtime. The pair is opened by descriptor, so nothing in /dev can stand in for it (CVE-2025-52565)."""
+    the console socket or the runtime. The pair is opened by descriptor, so nothing in /dev can stand in
+    for it (CVE-2025-52565)."""
 
     width: int = 0
     height: int = 0

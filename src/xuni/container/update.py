@@ -43,7 +43,8 @@ def _number(option: str, text: str) -> int:
     unit = text.lstrip("-0123456789").lower() if option in _SIZES else ""
     digits = text[: len(text) - len(unit)]
     if unit not in _UNITS or not digits.removeprefix("-").isdecimal():
-        raise SpecError(f"--{option}: invalid value {text!r}: a number belongs here" + (", such as 512M" if option in _SIZES else ""))
+        hint = ", such as 512M" if option in _SIZES else ""
+        raise SpecError(f"--{option}: invalid value {text!r}: a number belongs here{hint}")
     return int(digits) << _UNITS[unit]
 
 

@@ -41,8 +41,10 @@ AT_FDCWD: Final = -100
 
 # Name: number on x86-64, on everything of the generic table (AArch64, RISC-V, LoongArch). From 424 on they agree.
 NUMBERS: Final = {
-    "ioctl": (16, 29), "socket": (41, 198), "fcntl": (72, 25), "sendfile": (40, 71), "clone": (56, 220), "ptrace": (101, 117), "personality": (135, 92),
-    "mlockall": (151, 230), "prctl": (157, 167), "signalfd4": (289, 74), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "ioctl": (16, 29), "socket": (41, 198), "fcntl": (72, 25), "sendfile": (40, 71), "clone": (56, 220),
+    "ptrace": (101, 117), "personality": (135, 92),
+    "mlockall": (151, 230), "prctl": (157, 167), "signalfd4": (289, 74), "mount": (165, 40),
+    "umount2": (166, 39), "pivot_root": (155, 41),
     "sethostname": (170, 161), "setdomainname": (171, 162), "set_mempolicy": (238, 237), "add_key": (248, 217),
     "keyctl": (250, 219), "ioprio_set": (251, 30), "unshare": (272, 97), "setns": (308, 268), "prlimit64": (302, 261),
     "sched_setattr": (314, 274), "seccomp": (317, 277), "memfd_create": (319, 279), "bpf": (321, 280),
@@ -75,7 +77,7 @@ class _Function(_ctypes.CFuncPtr):
     _restype_ = _Long
 
 
-_libc: Final[int] = _ctypes.dlopen(None, os.RTLD_NOW)
+_libc: Final[int] = _ctypes.dlopen(None, os.RTLD_NOW)  # type: ignore[arg-type]
 _syscall: Final[Any] = _Function(_ctypes.dlsym(_libc, "syscall"))
 _syscall.argtypes = (_Long,) + (_Pointer,) * 6
 _arrays: dict[int, Any] = {}

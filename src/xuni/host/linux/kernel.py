@@ -239,14 +239,15 @@ class Linux:
         self._os("mkdirat", (at, name, oct(mode)), os.mkdir, name, mode, dir_fd=at)
 
     def mknodat(self, at: int, name: str, mode: int, device: int) -> None:
-        self._os("mknodat", (at, name, oct(mode), f"makedev({os.major(device)}, {os.minor(device)})"), os.mknod, name, mode, device,
-                 dir_fd=at)  # fmt: skip
+        self._os("mknodat", (at, name, oct(mode), f"makedev({os.major(device)}, {os.minor(device)})"), os.mknod, name, mode,
+                 device, dir_fd=at)  # fmt: skip
 
     def symlinkat(self, target: str, at: int, name: str) -> None:
         self._os("symlinkat", (target, at, name), os.symlink, target, name, dir_fd=at)
 
     def readlinkat(self, at: int, name: str) -> str:
-        return self._os("readlinkat", (at, name), os.readlink, name, dir_fd=at)
+        target: str = self._os("readlinkat", (at, name), os.readlink, name, dir_fd=at)
+        return target
 
     def unlinkat(self, at: int, name: str) -> None:
         self._os("unlinkat", (at, name), os.unlink, name, dir_fd=at)
@@ -378,7 +379,8 @@ CLONE_NAMES: Final = {CLONE_NEWTIME: "CLONE_NEWTIME", CLONE_PIDFD: "CLONE_PIDFD"
     CLONE_NEWNS: "CLONE_NEWNS", CLONE_NEWCGROUP: "CLONE_NEWCGROUP", CLONE_NEWUTS: "CLONE_NEWUTS", CLONE_NEWIPC: "CLONE_NEWIPC",
     CLONE_NEWUSER: "CLONE_NEWUSER", CLONE_NEWPID: "CLONE_NEWPID", CLONE_NEWNET: "CLONE_NEWNET",
     CLONE_INTO_CGROUP: "CLONE_INTO_CGROUP"}  # fmt: skip
-OPEN_TREE_NAMES: Final = {OPEN_TREE_CLONE: "OPEN_TREE_CLONE", OPEN_TREE_CLOEXEC: "OPEN_TREE_CLOEXEC", AT_RECURSIVE: "AT_RECURSIVE",
+OPEN_TREE_NAMES: Final = {OPEN_TREE_CLONE: "OPEN_TREE_CLONE", OPEN_TREE_CLOEXEC: "OPEN_TREE_CLOEXEC",
+    AT_RECURSIVE: "AT_RECURSIVE",
     AT_EMPTY_PATH: "AT_EMPTY_PATH", AT_SYMLINK_NOFOLLOW: "AT_SYMLINK_NOFOLLOW"}  # fmt: skip
 ATTR_NAMES: Final = {MOUNT_ATTR_RDONLY: "RDONLY", MOUNT_ATTR_NOSUID: "NOSUID", MOUNT_ATTR_NODEV: "NODEV",
     MOUNT_ATTR_NOEXEC: "NOEXEC", MOUNT_ATTR_NOATIME: "NOATIME", MOUNT_ATTR_STRICTATIME: "STRICTATIME",
@@ -389,7 +391,8 @@ MS_NAMES: Final = {1: "MS_RDONLY", 2: "MS_NOSUID", 4: "MS_NODEV", 8: "MS_NOEXEC"
 OPEN_NAMES: Final = {os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR", os.O_CREAT: "O_CREAT", os.O_EXCL: "O_EXCL",
     os.O_PATH: "O_PATH", os.O_DIRECTORY: "O_DIRECTORY", os.O_NOFOLLOW: "O_NOFOLLOW", os.O_NONBLOCK: "O_NONBLOCK"}  # fmt: skip
 RESOLVE_NAMES: Final = {RESOLVE_NO_XDEV: "RESOLVE_NO_XDEV", RESOLVE_NO_MAGICLINKS: "RESOLVE_NO_MAGICLINKS",
-    RESOLVE_NO_SYMLINKS: "RESOLVE_NO_SYMLINKS", RESOLVE_BENEATH: "RESOLVE_BENEATH", RESOLVE_IN_ROOT: "RESOLVE_IN_ROOT"}  # fmt: skip
+    RESOLVE_NO_SYMLINKS: "RESOLVE_NO_SYMLINKS", RESOLVE_BENEATH: "RESOLVE_BENEATH",
+    RESOLVE_IN_ROOT: "RESOLVE_IN_ROOT"}  # fmt: skip
 FSCONFIG_NAMES: Final = {FSCONFIG_SET_FLAG: "FSCONFIG_SET_FLAG", FSCONFIG_SET_STRING: "FSCONFIG_SET_STRING",
     FSCONFIG_CMD_CREATE: "FSCONFIG_CMD_CREATE", FSCONFIG_CMD_RECONFIGURE: "FSCONFIG_CMD_RECONFIGURE"}  # fmt: skip
 PR_NAMES: Final = {PR_SET_PDEATHSIG: "PR_SET_PDEATHSIG", PR_SET_DUMPABLE: "PR_SET_DUMPABLE", PR_SET_KEEPCAPS: "PR_SET_KEEPCAPS",

@@ -71,7 +71,7 @@ class Library:
         try:
             handle = _ctypes.dlopen("libseccomp.so.2", os.RTLD_NOW)
         except OSError as error:
-            raise SeccompMissing(f"libseccomp.so.2 cannot be loaded ({error}); Debian has it in the package libseccomp2") from None
+            raise SeccompMissing(f"libseccomp.so.2 cannot be loaded ({error}); in Debian it is libseccomp2") from None
 
         def find(kind: Any, name: str, *types: Any) -> Any:
             function = kind(_ctypes.dlsym(handle, "seccomp_" + name))

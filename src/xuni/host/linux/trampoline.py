@@ -72,7 +72,8 @@ _CODE: Final = bytes.fromhex(
     "c3"              #         ret
 )
 # fmt: on
-_TEXTS: Final = b"exec " b": no such file or directory\n" b": permission denied\n" b": exec format error\n" b": cannot be started\n"
+_TEXTS: Final = b"exec " b": no such file or directory\n" b": permission denied\n" b": exec format error\n" \
+    b": cannot be started\n"
 _BASE: Final = 0x400000
 _HEADERS: Final = 64 + 56
 

@@ -1,0 +1,60 @@
+"""What a container is made from: the command line's wishes and the bundle's configuration."""
+
+from __future__ import annotations
+
+import os
+
+from xuni.container import json
+from xuni.container.record import Record, SpecError, decode
+from xuni.container.spec import Spec
+from xuni.container.state import read_file
+
+
+class Wishes(Record):
+    """What the command line asks for."""
+
+    root: str
+    bundle: str
+    config: str = "config.json"
+    console_socket: str = ""
+    pid_file: str = ""
+    preserve_fds: int = 0
+    no_pivot: bool = False
+    no_new_keyring: bool = False
+    cgroups: bool = True
+    trace: bool = False
+    debug: bool = False
+    log: str = ""
+    log_json: bool | None = None
+
+
+def load(wishes: Wishes) -> tuple[Spec, bytes]:
+    """The bundle's configuration. Raises SpecError."""
+    path = wishes.config if wishes.config.startswith("/") else f"{wishes.bundle}/{wishes.config}"
+    try:
+        text = read_file(path)
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror}; a bundle is a directory with a config.json (`spec` writes one)") from None
+    return decode(Spec, json.loads(text, path)), text
+
+
+def rootfs(spec: Spec, bundle: str) -> str:
+    path = spec.root.path if spec.root else ""
+    return os.path.normpath(path if path.startswith("/") else f"{bundle}/{path}")
+
+
+def mounts_below(spec: Spec, bundle: str) -> int:
+    """Without a mount namespace the container's mounts are the host's: 1 and how many were at its root before, else 0."""
+    if spec.linux and any(each.type == "mount" for each in spec.linux.namespaces):
+        return 0
+    from xuni.container.mounts import count_mounts
+
+    return 1 + count_mounts(rootfs(spec, bundle))
+
+
+def write_pid(path: str, pid: int) -> None:
+    temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    os.write(descriptor, str(pid).encode())
+    os.close(descriptor)
+    os.rename(temporary, path)
