@@ -93,6 +93,11 @@ def test_wrong_rules(rule: DeviceCgroup, said: str) -> None:
         rules((rule,))
 
 
+def test_a_letter_that_means_nothing() -> None:
+    (rule, *_) = rules((DeviceCgroup(allow=False, type="c", major=1, minor=11, access="rwa"),))
+    assert rule == Rule(False, "c", 1, 11, "rw")
+
+
 def test_too_many_rules() -> None:
     with pytest.raises(SpecError, match="5000 rules"):
         rules((TUN,) * 5000)

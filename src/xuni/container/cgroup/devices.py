@@ -54,7 +54,7 @@ def rules(given: tuple[DeviceCgroup, ...]) -> tuple[Rule, ...]:
         kind = each.type or "a"
         if kind not in ("a", "b", "c", "u"):
             raise SpecError(f"{place}.type: {kind!r} is none of a (all), b (block), c and u (character)")
-        access = each.access or "rwm"
+        access = each.access.replace("a", "") or "rwm"  # "a" means nothing here, and runc takes it
         if set(access) - set("rwm"):
             raise SpecError(f"{place}.access: {access!r} has other letters than r, w, m")
         numbers = [ANY if value is None else value for value in (each.major, each.minor)]
