@@ -152,7 +152,8 @@ class CompileSeccomp(Step):
         if self.seccomp.listenerPath:
             from xuni.container.terminal import connect
 
-            run.listener = connect(self.seccomp.listenerPath, "linux.seccomp.listenerPath: failed to connect with seccomp agent: ")
+            place = "linux.seccomp.listenerPath: failed to connect with seccomp agent: "
+            run.listener = connect(self.seccomp.listenerPath, place)
 
     def __repr__(self) -> str:
         return f"CompileSeccomp({self.seccomp.defaultAction}, {len(self.seccomp.syscalls)} rules)"
