@@ -22,6 +22,10 @@ AMD_LIKE: Final = (b"AuthenticAMD", b"HygonGenuine")
 """Vendors whose processors follow AMD where it differs from Intel (the feature `amd`)."""
 HYPERCALLS: Final = frozenset({"hypercall", "kvm_nopiodelay", "kvm_pv_ipi"})
 """What `kvm=on` brings: KVM's signature, and the calls that are answered."""
+VIRTUAL: Final = frozenset({"x2apic", "arat"})
+"""What every model has besides with `kvm=on`, as real ones of its time had not: it costs a virtual processor nothing, and
+its timer never stops.
+"""
 IMPLEMENTED: Final = DEFAULT | {"la57", "amd"} | HYPERCALLS
 """Every feature that works; the default processor leaves some out that cost speed or change what a guest does."""
 
@@ -191,7 +195,7 @@ def parse(text: str, default: str = "xuni", host_bits: int = PHYSICAL_BITS,
         key = next(iter(wishes.values)).replace("_", "-")
         raise ValueError(f"{key}: this property of a CPU cannot be set here; leave it out")
     lost = set(base.missing) - set(wishes.minus) - {flag for flag, on in switch.items() if not on}
-    wanted = set(base.features) | ({"x2apic", *HYPERCALLS} if kvm else set())
+    wanted = set(base.features) | (VIRTUAL | HYPERCALLS if kvm else set())
     asked = {flag for flag, on in switch.items() if on} | set(wishes.plus)
     refused = {flag for flag, on in switch.items() if not on and flag not in wishes.plus} | set(wishes.minus)
     wanted = (wanted | asked) - refused
