@@ -302,6 +302,8 @@ def remove(wanted: str, *, force: bool = False) -> Record:
             raise ContainerError(f"container {record.name} runs: `xuni stop {record.name}` first, or remove it with -f", 1)
         with contextlib.suppress(ContainerError):
             kill(record.id, "KILL")
+        if not wait_gone(record, 2):
+            group(record).kill(signal.SIGKILL)  # whatever has become of its runtime
         record = settle(record)
     if force:
         with contextlib.suppress(ContainerError):
