@@ -68,13 +68,15 @@ class _Commands(click.Group):
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, "--version", prog_name="xuni", message="%(prog)s %(version)s")
 def xuni() -> None:
-    """Virtual machines in Python, on an x86-64 engine of xuni's own.
+    """Virtual machines and containers in Python, on an x86-64 engine and an OCI runtime of xuni's own.
 
     \b
     Examples:
       xuni vm run debian                 boot Debian's kernel; Ctrl-A x leaves
       xuni vm run debian -- uname -a     run a command in a guest
       xuni vm run --kernel bzImage --append console=ttyS0
+      xuni image build-rootfs busybox    make an image of Debian packages
+      xuni run --rm -it busybox          run a container of it
       xuni doctor                        what this host offers
     """
 

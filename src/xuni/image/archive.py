@@ -199,7 +199,7 @@ def _from_layout(store: Store, parts: _Parts, name: str | None) -> tuple[str, ..
     names = []
     for number, each in enumerate(listed[:1000]):
         descriptor = Descriptor.parse(each, f"index.json: manifests[{number}]")
-        own = descriptor.annotations.get(spec.REF_NAME, "")
+        own = descriptor.annotations.get(spec.REF_NAME, "").removeprefix("localhost/")
         if ":" not in own and name and own:
             own = f"{name.rpartition(':')[0] or name}:{own}"  # image-spec's own use of it is the tag alone
         wanted = name if name and len(listed) == 1 else own or name
