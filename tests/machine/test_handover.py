@@ -121,7 +121,7 @@ def test_a_halted_guest_is_woken_by_its_chips(memory: GuestMemory, first: Engine
         assert isinstance(pc.run(0.005), Timeout)
         hand_over(pc, second)
         assert pc.run(30) == DebugExit(5)
-    assert memory.read_u16(0x500) == 30
+    assert memory.read_u16(0x500) >= 30
 
 
 @needs_kvm
