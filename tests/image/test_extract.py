@@ -227,7 +227,7 @@ ENTRIES = st.lists(st.tuples(NAMES, st.sampled_from([tarfile.REGTYPE, LINK, HARD
                              st.integers(0, 0o7777)), max_size=12)  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(entries=ENTRIES, stacked=st.booleans(), damage=st.lists(st.tuples(st.integers(0, 8191), st.integers(0, 255)), max_size=6))
 def test_no_archive_gets_out(entries: list[tuple[str, bytes, str, int]], stacked: bool, damage: list[tuple[int, int]]) -> None:
     """Any entries in any order, and flipped bytes: the outside stays as it is, and errors are the two kinds there are."""

@@ -78,6 +78,15 @@ class HostGroup:
     # ---- life
 
     def create(self) -> None:
+        for left in (2, 1, 0):
+            try:
+                self._create()
+                return
+            except OSError as error:
+                if error.errno != errno.ENOENT or not left:
+                    raise  # else somebody has just removed the group above, empty as it was
+
+    def _create(self) -> None:
         for key, directory in self.paths.items():
             if key == "":
                 from xuni.container.cgroup import v2
