@@ -52,7 +52,7 @@ COMMANDS: Final = {
     "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
              "print the steps that a bundle would take, without taking them"),
     "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
-    "delete": ((), ("force",), ("ID",), "remove a container that has stopped"),
+    "delete": ((), ("force", "regex"), ("ID",), "remove a container that has stopped; with --regex, all whose id matches"),
 }
 RUNTIME_FAILED: Final = 255  # of exec, whose process may well exit with 1 itself
 HELP: Final = """Usage: xuni-oci [OPTIONS] COMMAND [ARGUMENTS]
@@ -275,6 +275,18 @@ def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]
     from xuni.container import existing, life
     from xuni.container.record import SpecError
 
+    if "regex" in given:
+        import re
+
+        try:
+            pattern = re.compile(arguments[0])
+        except re.error as error:
+            raise UsageError(f"--regex: {arguments[0]!r} is not a regular expression: {error}") from None
+        root = _root(options)
+        for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+            if pattern.search(name):
+                _delete(options, {each: "" for each in given if each != "regex"}, [name])
+        return 0
     try:
         found = existing.open_container(_root(options), arguments[0])
     except SpecError:
