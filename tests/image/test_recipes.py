@@ -56,5 +56,5 @@ def test_refusals(store: Store, package: None, monkeypatch: pytest.MonkeyPatch) 
         recipes.build(store, "debian", None)
     monkeypatch.setattr("shutil.which", lambda name: name)
     monkeypatch.setattr(recipes, "SOURCES", Path("/nowhere"))
-    with pytest.raises(ImageError, match="no file of /nowhere|VERSION_CODENAME"):
+    with pytest.raises(ImageError, match=r"no file of /nowhere|VERSION_CODENAME"):
         recipes.build(store, "debian", None)
