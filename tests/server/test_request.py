@@ -84,6 +84,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits() -> None:
     made = config(memory=64 << 20, cpus=0.5, pids=20, cpuset="0", cpu_shares=512)["linux"]["resources"]
     assert made["memory"] == {"limit": 64 << 20, "swap": 128 << 20} and made["pids"] == {"limit": 20}
+    assert bundle.resources(Request("i", memory=64 << 20), accounts_swap=False)["memory"] == {"limit": 64 << 20}
     assert made["cpu"] == {"quota": 50_000, "period": 100_000, "shares": 512, "cpus": "0"}
     assert config()["linux"]["resources"] == {"devices": [{"allow": False, "access": "rwm"}]}
 

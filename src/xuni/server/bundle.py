@@ -119,7 +119,7 @@ def seccomp() -> dict[str, Any]:
 
 
 def config(request: Request, image: Config, identity: Identity, container: str, root: str,
-           files: dict[str, str]) -> dict[str, Any]:  # fmt: skip
+           files: dict[str, str], accounts_swap: bool = True) -> dict[str, Any]:  # fmt: skip
     """`files`: what is bound over files of the image, by target. Raises ContainerError."""
     hostname = request.hostname or container[:12]
     caps = capabilities(request)
@@ -127,7 +127,7 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
     linux: dict[str, Any] = {
         "namespaces": [{"type": each} for each in namespaces],
         "cgroupsPath": f"/xuni/{container}",
-        "resources": resources(request),
+        "resources": resources(request, accounts_swap),
     }
     if not request.privileged:
         linux |= {"maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY)}
@@ -181,12 +181,14 @@ def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
     return [each for each in found if each not in binds] + sorted(binds, key=lambda each: each["destination"].count("/"))
 
 
-def resources(request: Request) -> dict[str, Any]:
+def resources(request: Request, accounts_swap: bool = True) -> dict[str, Any]:
+    """As docker has it, as much swap as memory unless it is said, on kernels that count it."""
     found: dict[str, Any] = {"devices": [{"allow": request.privileged, "access": "rwm"}]}
     memory: dict[str, int] = {}
     if request.memory:
         memory["limit"] = request.memory
-        memory["swap"] = request.memory_swap or (request.memory * 2 if request.memory > 0 else -1)
+        if request.memory_swap or accounts_swap:
+            memory["swap"] = request.memory_swap or (request.memory * 2 if request.memory > 0 else -1)
     if memory:
         found["memory"] = memory
     cpu: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from xuni.container import cgroup
-from xuni.container.cgroup import Group
+from xuni.container.cgroup import Group, hierarchy
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
@@ -82,8 +82,12 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
         del files["/etc/hostname"]
         (place / "hosts").write_bytes(Path("/etc/hosts").read_bytes())
     wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
-                           {target: str(place / name) for target, name in files.items()})  # fmt: skip
+                           {target: str(place / name) for target, name in files.items()}, _accounts_swap())  # fmt: skip
     (place / "config.json").write_text(json.dumps(wanted))
+
+
+def _accounts_swap() -> bool:
+    return all(os.path.exists(f"{each.point}/memory.memsw.limit_in_bytes") for each in hierarchy.mounted() if "memory" in each.keys)
 
 
 def start(wanted: str) -> Record:

@@ -88,6 +88,10 @@ def memory(directory: str, wanted: Memory) -> None:
     accounts_swap = exists(directory, "memory.memsw.limit_in_bytes")
     if limit == -1 and swap == 0 and accounts_swap:
         swap = -1
+    if swap and not accounts_swap:
+        if swap > 0:
+            raise SpecError("memory.swap: this kernel keeps no account of swap; boot it with swapaccount=1, or leave the limit out")
+        swap = 0
     # memsw ≥ limit must hold at every moment: raise memsw first, lower it last.
     writes = [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", swap)]
     if limit and swap:
