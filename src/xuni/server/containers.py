@@ -87,7 +87,8 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
 
 
 def _accounts_swap() -> bool:
-    return all(os.path.exists(f"{each.point}/memory.memsw.limit_in_bytes") for each in hierarchy.mounted() if "memory" in each.keys)
+    v1 = [each.point for each in hierarchy.mounted() if "memory" in each.keys]
+    return all(os.path.exists(f"{each}/memory.memsw.limit_in_bytes") for each in v1)
 
 
 def start(wanted: str) -> Record:

@@ -90,7 +90,7 @@ def memory(directory: str, wanted: Memory) -> None:
         swap = -1
     if swap and not accounts_swap:
         if swap > 0:
-            raise SpecError("memory.swap: this kernel keeps no account of swap; boot it with swapaccount=1, or leave the limit out")
+            raise SpecError("memory.swap: this kernel does not count swap; boot it with swapaccount=1, or leave this out")
         swap = 0
     # memsw ≥ limit must hold at every moment: raise memsw first, lower it last.
     writes = [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", swap)]
