@@ -148,6 +148,7 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
         run.state = json.dumps(report(kept.replaced(pid=os.getpid()), "creating"))  # for hooks in here
         apply(steps.seal, run)
         apply(steps.become, run)
+        run.close_log()  # whoever reads the runtime's standard error shall not wait for `start`
         talk.tell(b"r")
         talk.expect(b"g")
         if "start" in run.files:

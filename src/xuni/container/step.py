@@ -66,6 +66,11 @@ class Run:
         else:
             self.log = os.dup(2)  # init's own standard error becomes the container's
 
+    def close_log(self) -> None:
+        if self.log >= 0:
+            os.close(self.log)
+            self.log = -1
+
     def open_hook_output(self) -> None:
         """Annotations of crun's that engines use: files that take what hooks print."""
         for descriptor, name in ((1, "run.oci.hooks.stdout"), (2, "run.oci.hooks.stderr")):
