@@ -20,7 +20,7 @@ FRESH: Final = 0xFF
 _SPACE: Final = b" \t\r\n"
 _WORD: Final = re.compile(r"(?<![\w\"'])[A-Za-z_]\w*")
 # What matters to the nesting: strings of either quote, whole or not yet ended, and brackets.
-_PIECE: Final = re.compile(rb"\"(?:[^\"\\\xff]|\\.)*\"?|'(?:[^'\\\xff]|\\.)*'?|[\[\]{}]|\xff", re.DOTALL)
+_PIECE: Final = re.compile(rb"\"(?:[^\"\\\xff]|\\[^\xff])*\"?|'(?:[^'\\\xff]|\\[^\xff])*'?|[\[\]{}]|\xff", re.DOTALL)
 _MORE: Final = object()  # the value goes on in what the client has not sent yet
 
 
@@ -60,8 +60,9 @@ class JsonReader:
             if text == b"\xff":
                 return self._drop(end, "JSON parse error, incomplete value")
             if text[:1] in b"\"'" and (len(text) == 1 or text[-1:] != text[:1] or _ends_in_escape(text)):
-                if buffer[end : end + 1] == b"\xff":
-                    return self._drop(end + 1, "JSON parse error, incomplete value")
+                fresh = end + (buffer[end : end + 1] == b"\\")  # not escaped by a backslash before it
+                if buffer[fresh : fresh + 1] == b"\xff":
+                    return self._drop(fresh + 1, "JSON parse error, incomplete value")
                 break  # the string goes on
             if text in (b"{", b"["):
                 self._depth += 1

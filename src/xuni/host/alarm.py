@@ -46,6 +46,7 @@ class Alarm:
             number = ctypes.get_errno()
             raise OSError(number, f"timer_create: {os.strerror(number)}")
         self._spec = _ITimerSpec()
+        self.silence()  # what came for an alarm that this thread had before
 
     def set(self, nanoseconds: int) -> None:
         """Interrupt when CLOCK_MONOTONIC reaches this, at once if it has; replaces the former time. `NEVER`: do not."""
@@ -69,8 +70,10 @@ class Alarm:
     def close(self) -> None:
         """No more interruptions; no-op when repeated."""
         if self.thread:
-            self.thread = 0
             _libc.timer_delete(self._timer)
+            if self.thread == threading.get_native_id():
+                self.silence()
+            self.thread = 0
 
     def __del__(self) -> None:
         self.close()
