@@ -142,7 +142,7 @@ def test_a_reader_that_goes_away_ends_it(environment: Mapping[str, str]) -> None
     (["--serial", "file:/nonexistent/x", "--", "true"], "serial line to /nonexistent/x: No such file or directory"),
     (["--timeout", "-1"], "not a positive number of seconds"),
     (["--cpus", "0"], "0 is not in the range"),
-    (["--trace", "nosuch", "--", "true"], "--trace: no probe matches 'nosuch'; there are vcpu_exit, vcpu_reply"),
+    (["--trace", "nosuch", "--", "true"], "--trace: no probe matches 'nosuch'; there are kvm_differs, kvm_fallback"),
     (["--memory", "900000T", "--", "true"], "943718400000 MiB of guest memory cannot be had"),
 ])
 def test_bad_input_is_refused_with_its_name(scripted: Xuni, arguments: list[str], message: str) -> None:

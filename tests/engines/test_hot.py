@@ -213,11 +213,11 @@ def guest(request: pytest.FixtureRequest, codes: dict[str, Code]) -> Iterator[tu
 
 
 @pytest.mark.parametrize("guest", list(BODIES), indirect=True)
-def test_the_same_end(guest: tuple[Guest, Guest], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_end(guest: tuple[Guest, Guest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both run twice: the first time, the loop is decoded and its branches are linked."""
     plain, fast = guest
     monkeypatch.setattr(fast.hot, "_compile", lambda text: hot_worker.compile_loop(hot.Loop.unpacked(text)))
-    monkeypatch.setattr(build, "cache_directory", lambda: Path("/nonexistent"))
+    monkeypatch.setattr(build, "cache_directory", lambda: tmp_path)
     plain.run()
     fast.run()
     assert fast.result() == plain.result()

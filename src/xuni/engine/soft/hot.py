@@ -1,8 +1,9 @@
 """Which loops are hot, and how compiled ones take the place of handlers.
 
-The engine's loop notes where the budget runs out (`note_hot`): a sample every 20,000 instructions. What is met often
-is looked for on disk by a thread beside the guest, and what is met very often goes to a process that compiles it
-(hot_code.py, hot_worker.py); then the function is put into the first Op of its trace. Killing the trace takes it out again, as it does any handler.
+The engine's loop notes where the budget runs out (`note_hot`): a sample every 20,000 instructions. What is met often is
+looked for on disk by a thread beside the guest, and what is met very often goes to a process that compiles it
+(hot_code.py, hot_worker.py); then the function is put into the first Op of its trace. Killing the trace takes it out
+again, as it does any handler.
 """
 
 from __future__ import annotations
