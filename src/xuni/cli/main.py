@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "cp": ("xuni.cli.containers:cp", "Copy files between a container and the host."),
     "image": ("xuni.cli.image:image", "Images for containers: taken in, built, listed, given out."),
     "cgroup": ("xuni.cli.cgroup:cgroup", "Explain the control groups that limit a process."),
+    "lxc-config": ("xuni.cli.lxc_config:lxc_config", "Say what becomes of each key of an LXC configuration."),
     "oci": ("xuni.cli.oci_command:oci", "Run OCI bundles, with runc's command line."),
     "doctor": ("xuni.cli.doctor:doctor", "Say what this host offers and what xuni will use."),
 }
