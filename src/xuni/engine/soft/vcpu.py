@@ -361,6 +361,8 @@ class BaseVcpu:
 
     def _exit(self) -> Exit:
         q = self.q
+        if q[_HOT_COUNT] != self._hot_seen:
+            self._note_hot()
         make = _EXITS.get(q[_EXIT_KIND])
         if make is None:
             return EngineFailure(f"the engine left for no reason ({q[_EXIT_KIND]})")
@@ -375,8 +377,6 @@ class BaseVcpu:
         return Debugged(DebugCause.BREAKPOINT, address)
 
     def _sliced(self) -> Exit:
-        if self.q[_HOT_COUNT] != self._hot_seen:
-            self._note_hot()
         if self._stepping and int(self.state.steps) == 0:
             return Debugged(DebugCause.STEP, int(self.state.rip))
         return Sliced()
