@@ -88,8 +88,8 @@ BODIES = {
         pxor xmm2, xmm1
         movq rax, xmm2
         add r8, rax
-        cvtsi2sd xmm3, ecx
-        addsd xmm4, xmm3
+        pshufd xmm3, xmm2, 27
+        psrldq xmm3, 5
         movdqu [rsi+rcx+16384], xmm2
     """,
     "locked": """
@@ -227,6 +227,18 @@ def test_the_same_end(guest: tuple[Guest, Guest], tmp_path: Path, monkeypatch: p
     fast.run(again=True)
     assert fast.result() == plain.result()
     assert fast.exits == plain.exits
+
+
+def test_what_leaves_on_each_way_round_is_no_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = assemble([TEXT.format(turns=TURNS, data=DATA, body="cpuid\nmov ecx, r8d\nsub r8, 1\njmp again\n")])[0]
+    monkeypatch.setattr(build, "cache_directory", lambda: tmp_path)
+    guest = Guest(code)
+    guest.start()
+    guest.vcpu.set_deadline(guest.vcpu.now() + 10**7)
+    assert isinstance(guest.vcpu.run(Resume()), Sliced)
+    guest.hot._serve(*guest.place(), compiling=True)
+    assert (guest.hot.installed, guest.hot.compiled) == (0, 1)
+    guest.close()
 
 
 def test_a_hot_loop_is_found_compiled_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,6 +155,8 @@ class HotLoops:
                 build._write(path, data)
             except OSError:
                 pass  # compiled again next time
+        if not data:
+            return  # every way round leaves it
         twin = _U64.unpack(self._code.bytes_before(first))[0]
         function = self._code.install(cache, data, addresses, first, twin, generation)
         if function:
@@ -172,8 +174,9 @@ class HotLoops:
         worker.stdin.write(LENGTH.pack(len(text)) + text)
         worker.stdin.flush()
         size = worker.stdout.read(LENGTH.size)
-        data = worker.stdout.read(LENGTH.unpack(size)[0]) if len(size) == LENGTH.size else b""
-        if not data or len(data) != LENGTH.unpack(size)[0]:
+        expected = LENGTH.unpack(size)[0] if len(size) == LENGTH.size else -1
+        data = worker.stdout.read(max(expected, 0))
+        if len(data) != expected:
             self._failures += 1
             raise EOFError("the compiler ended")
         self.compiled += 1

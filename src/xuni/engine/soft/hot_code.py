@@ -122,6 +122,8 @@ class LoopCpu(HandlerCpu):
         self.position = (0, 0)  # trace and Op
         self.edges: list[tuple[str, dict[str, Bits]]] = []
         self.target = OUT
+        self.jumps: set[tuple[int, int]] = set()
+        """From which trace to which one control goes without leaving the function."""
         self.label_after = ""
         self.converted = False
         """The present Op reaches memory inline though its handler does not."""
@@ -209,20 +211,30 @@ class LoopCpu(HandlerCpu):
     def go_on(self, n: Bits) -> None:
         """Go to the first Op of the target."""
         code, lift = self.stage.code, self.stage.llvm.lift
+        self.jumps.add((self.position[0], self.target))
         code.emit(f"store i64 {lift(n)}, ptr %budget")
         for name, value in zip(_FLAGS, self._flags(), strict=True):
             code.emit(f"store i64 {lift(value)}, ptr %{name}")
         code.jump(f"trace{self.target}")
 
 
+class NotALoop(Exception):
+    """Each way round leaves the function: it would only cost."""
+
+
 def emit(loop: Loop) -> str:
-    """The module. Its function is `hot`, its table of the traces' first Ops `ops`."""
+    """The module. Its function is `hot`, its table of the traces' first Ops `ops`. Raises NotALoop."""
     out = Function("hot", f"dso_local {CC} void @hot({SIGNATURE}) nounwind")
     stage = LoopStage(out)
     with stage.active():
         cpu = stage.cpu = LoopCpu(stage)
         for number, trace in enumerate(loop.traces):
             _trace(cpu, number, trace, loop.updates)
+    reached: set[int] = set()
+    while more := {to for come, to in cpu.jumps if come == 0 or come in reached} - reached:
+        reached |= more
+    if 0 not in reached:
+        raise NotALoop
     body = out.text()
     touched, written = sorted(cpu.registers.touched), sorted(cpu.registers.written)
     head = [f"  %{name} = alloca i64" for name in ("budget", *_FLAGS, *(f"g{n}" for n in touched))]

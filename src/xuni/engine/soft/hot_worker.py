@@ -1,7 +1,7 @@
 """The process that compiles hot loops: LLVM may end it, and it compiles while the guest runs.
 
 On standard input come loops (a 32-bit length, then `Loop.packed`), on standard output go object
-files in the same form.
+files in the same form, an empty one for what is no loop.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def main() -> None:
     come, go = sys.stdin.buffer, sys.stdout.buffer
     while len(size := come.read(LENGTH.size)) == LENGTH.size:
         loop = Loop.unpacked(come.read(LENGTH.unpack(size)[0]))
-        data = compile_loop(loop)
+        try:
+            data = compile_loop(loop)
+        except hot_code.NotALoop:
+            data = b""
         go.write(LENGTH.pack(len(data)) + data)
         go.flush()
 
