@@ -15,6 +15,7 @@ from xuni.boot.image import BootError
 from xuni.boot.layout import BoardFacts
 from xuni.devices.acpi_pm import AcpiPmConfig
 from xuni.devices.apic.ioapic import IoApicConfig
+from xuni.devices.iommu.unit import IommuConfig
 from xuni.devices.uart import COM_PORTS
 from xuni.memory.guest import GuestMemory
 
@@ -133,11 +134,29 @@ def test_aml_terms() -> None:
     assert aml.irq(4) == bytes.fromhex("221000")
 
 
+def test_dmar_describes_the_remapping_unit(memory: GuestMemory) -> None:
+    board = BoardFacts(iommu=IommuConfig(), io_apic=IoApicConfig(id=7))
+    dmar = tables(memory, acpi.build(memory, board))["DMAR"]
+    assert sum(dmar) & 0xFF == 0 and len(dmar) == 72
+    assert unpack("<BB", dmar[36:38]) == (38, 1)
+    assert unpack("<HHBBHQ", dmar[48:64]) == (0, 24, 1, 0, 0, 0xFED9_0000)
+    assert unpack("<BBHBBBB", dmar[64:]) == (3, 8, 0, 7, 0xFF, 0, 0)
+    board = BoardFacts(iommu=IommuConfig(address_width=48, interrupt_remapping=False))
+    assert unpack("<BB", tables(memory, acpi.build(memory, board))["DMAR"][36:38]) == (47, 0)
+
+
+def test_routing_names_each_pin(memory: GuestMemory) -> None:
+    dsdt = tables(memory, acpi.build(memory, BoardFacts(pci_pins=((4, 10),))))["DSDT"]
+    assert b"_PRT" in dsdt and bytes.fromhex("0cffff0400") in dsdt
+    assert b"_PRT" not in tables(memory, acpi.build(memory, BoardFacts()))["DSDT"]
+
+
 @pytest.mark.skipif(shutil.which("iasl") is None, reason="needs Debian's acpica-tools")
 @pytest.mark.parametrize(
     "board",
-    [BoardFacts(), BoardFacts(cpus=20, serial=COM_PORTS), BoardFacts(serial=(), keyboard=None, rtc=None, pci=None)],
-)
+    [BoardFacts(), BoardFacts(iommu=IommuConfig(), pci_pins=((4, 10), (5, 11))), BoardFacts(cpus=20, serial=COM_PORTS),
+     BoardFacts(serial=(), keyboard=None, rtc=None, pci=None)],
+)  # fmt: skip
 def test_the_disassembler_reads_every_table(memory: GuestMemory, board: BoardFacts, tmp_path: Path) -> None:
     for signature, data in tables(memory, acpi.build(memory, board)).items():
         (tmp_path / f"{signature}.dat").write_bytes(data)

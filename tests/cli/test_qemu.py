@@ -20,8 +20,11 @@ from xuni.cli.failure import Refusal
 from xuni.cli.plan import End, SerialEnd
 from xuni.cli.qemu.assemble import Request, assemble
 from xuni.cli.qemu.options import OPTIONS, Fate, read
+from xuni.devices.iommu.unit import IommuConfig
+from xuni.devices.pci.edu import EduConfig
 from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
 from xuni.isa.x86.cpuid import Topology
+from xuni.machine.pc import PcConfig
 
 from .conftest import SCRIPTED, Xuni
 
@@ -182,6 +185,21 @@ def test_the_debug_exit_port(kernel: str) -> None:
     assert port(*preset, "-device", "isa-debug-exit,iobase=1") == DebugExitConfig(1, 8)
 
 
+def test_the_remapping_unit_and_the_educational_device(kernel: str) -> None:
+    def board(*arguments: str) -> PcConfig:
+        return understand("-kernel", kernel, *arguments).machine.board
+
+    plain = board()
+    assert plain.iommu is None and plain.edu is None
+    both = board("-M", "q35,kernel-irqchip=split", "-device", "intel-iommu,intremap=on,eim=off", "-device", "edu")
+    assert both.iommu == IommuConfig() and both.edu == EduConfig()
+    other = board("-device", "intel-iommu,intremap=off,aw-bits=48,caching-mode=no", "-device", "edu,dma_mask=0xffff")
+    assert other.iommu == IommuConfig(address_width=48, interrupt_remapping=False) and other.edu == EduConfig(dma_bits=16)
+    presets = ("-global", "intel-iommu.aw-bits=48", "-global", "edu.dma_mask=0xff")
+    preset = board(*presets, "-device", "intel-iommu", "-device", "edu")
+    assert preset.iommu == IommuConfig(address_width=48) and preset.edu == EduConfig(dma_bits=8)
+
+
 @pytest.mark.parametrize(("device", "message"), [
     ("virtio-net-pci", "'virtio-net-pci' is not a device of this machine"),
     ("isa-debug-exit,iobase=65536", "iobase=65536: between 0 and 65535"),
@@ -190,6 +208,10 @@ def test_the_debug_exit_port(kernel: str) -> None:
     ("isa-debug-exit,iobase", "iobase=on is no number"),
     ("isa-debug-exit,speed=1", "speed=1 is not supported"),
     ("pc-testdev,iobase=1", "iobase=1 is not supported"),
+    ("intel-iommu,eim=on", "eim=on is not supported; eim=off is"),
+    ("intel-iommu,intremap=maybe", "intremap=maybe: on, off or auto"),
+    ("intel-iommu,aw-bits=57", "aw-bits=57: 39 or 48"),
+    ("edu,dma_mask=0xf0", "dma_mask=0xf0: ones from bit 0 on"),
     ("", "driver= is missing"),
 ])
 def test_devices_that_cannot_be(kernel: str, device: str, message: str) -> None:

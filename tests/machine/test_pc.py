@@ -6,6 +6,9 @@ import pytest
 
 from xuni.boot import layout
 from xuni.devices.fw_cfg import Key
+from xuni.devices.iommu.unit import REMAPPING, ROOT_TABLE, TABLE, TRANSLATION, IommuConfig
+from xuni.devices.pci.edu import BUFFER, EduConfig
+from xuni.devices.pci.edu import Reg as EduReg
 from xuni.devices.test_ports import TestDeviceConfig
 from xuni.devices.uart import COM_PORTS
 from xuni.machine.pc import IOAPIC_TIMER_PIN, PcConfig
@@ -45,6 +48,44 @@ def test_the_port_map(board, port, chip):
 def test_devices_can_be_left_out(pc):
     board = pc(idle, config=PcConfig(keyboard=None, fw_cfg=None, serial=()))
     assert board.bus.ports.read(0x64, 1) == board.bus.ports.read(0x511, 1) == board.bus.ports.read(0x3FD, 1) == 0xFF
+
+
+def test_the_remapping_unit_stands_between_pci_functions_and_the_rest(pc):
+    board = pc(idle, config=PcConfig(iommu=IommuConfig(), edu=EduConfig(device=4, irq=10)))
+    mmio, ports, unit = board.bus.mmio, board.bus.ports, IommuConfig().base
+    assert board.config.facts().pci_pins == ((4, 10),) and board.config.facts().iommu == IommuConfig()
+    ports.write(0xCF8, 4, 0x8000_2000)
+    assert ports.read(0xCFC, 4) == 0x11E8_1234
+    assert mmio.read(unit, 4) == 0x10 and mmio.read(layout.PCI_MEMORY, 4) == 0x0100_00ED
+    seen = []
+    board.apic_bus.deliver = lambda message: bool(seen.append(message)) or True  # what the local APICs would get
+    # The pin, through an IOAPIC entry in remappable format, index 1; the message is blocked once that is absent.
+    for register, value in ((0x25, 3 << 16), (0x24, 0)):
+        mmio.write(0xFEC0_0000, 4, register)
+        mmio.write(0xFEC0_0010, 4, value)
+    board.memory.write_u64(0x5010, 1 | 0x61 << 16)
+    mmio.write(unit + 0xB8, 8, 0x5000)
+    mmio.write(unit + 0x20, 8, 0x6000)
+    for switches in (TABLE, ROOT_TABLE, REMAPPING | TRANSLATION):
+        mmio.write(unit + 0x18, 4, switches)
+    mmio.write(layout.PCI_MEMORY + EduReg.IRQ_RAISE, 4, 1)
+    assert [message.vector for message in seen] == [0x61]
+    # DMA, with a root table that says nothing.
+    ports.write(0xCF8, 4, 0x8000_2004)
+    ports.write(0xCFC, 2, 6)
+    board.memory.write(0x7000, b"data")
+    for register, value in ((EduReg.DMA_SOURCE, 0x7000), (EduReg.DMA_DESTINATION, BUFFER), (EduReg.DMA_COUNT, 4)):
+        mmio.write(layout.PCI_MEMORY + register, 8, value)
+    mmio.write(layout.PCI_MEMORY + EduReg.DMA_COMMAND, 4, 1)
+    board.edu._transfer()
+    assert board.edu.state.buffer[:4] == b"\xff\xff\xff\xff" and mmio.read(unit + 0x34, 4) == 2
+    board.reset()
+    assert mmio.read(unit + 0x34, 4) == 0 and not board.edu.state.irq_status
+    assert mmio.read(unit + 0x1C, 4) == 0
+
+
+def test_without_them_nothing_answers(board):
+    assert board.bus.mmio.read(IommuConfig().base, 4) == board.bus.mmio.read(layout.PCI_MEMORY, 4) == 0xFFFF_FFFF
 
 
 def test_four_serial_ports_with_outputs_of_their_own(pc):

@@ -11,6 +11,7 @@ from typing import Final
 from xuni.devices.acpi_pm import AcpiPmConfig
 from xuni.devices.apic.ioapic import IoApicConfig
 from xuni.devices.i8042 import I8042Config
+from xuni.devices.iommu.unit import IommuConfig
 from xuni.devices.pci.bus import PciConfig
 from xuni.devices.rtc import RtcConfig
 from xuni.devices.uart import COM_PORTS, UartConfig
@@ -53,3 +54,6 @@ class BoardFacts:
     pci: PciConfig | None = field(default_factory=PciConfig)
     acpi_tables: bool = True
     """Whether ACPI tables say all this; else the guest must know or probe."""
+    iommu: IommuConfig | None = None
+    pci_pins: tuple[tuple[int, int], ...] = ()
+    """(device, interrupt line) of each device of PCI bus 0 that has a pin INTA#."""

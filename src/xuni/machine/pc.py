@@ -9,7 +9,7 @@ from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
-from xuni.boot.layout import FACS, BoardFacts
+from xuni.boot.layout import FACS, PCI_MEMORY, BoardFacts
 from xuni.devices.acpi_pm import BLOCK_SIZE, AcpiPm, AcpiPmConfig
 from xuni.devices.apic.bus import ApicBus
 from xuni.devices.apic.ioapic import IoApic, IoApicConfig
@@ -19,7 +19,11 @@ from xuni.devices.dma import PAGES_BASE, PAGES_COUNT, Dma8237, DmaPages
 from xuni.devices.fw_cfg import PORTS as FW_CFG_PORTS
 from xuni.devices.fw_cfg import FwCfg, FwCfgConfig, Key
 from xuni.devices.i8042 import I8042, I8042Config
+from xuni.devices.iommu.unit import Iommu, IommuConfig
 from xuni.devices.pci.bus import PciBus, PciConfig, host_bridge
+from xuni.devices.pci.dma import DirectDma, DmaPort
+from xuni.devices.pci.edu import Edu, EduConfig
+from xuni.devices.pci.function import BarDecoder
 from xuni.devices.pic import PicConfig, PicPair
 from xuni.devices.pit import Pit8254, PitConfig
 from xuni.devices.rtc import Rtc, RtcConfig, memory_size_cells
@@ -78,6 +82,8 @@ class PcConfig:
     debug_exit: DebugExitConfig | None = None
     debug_console: DebugConsoleConfig | None = None
     test_device: TestDeviceConfig | None = None
+    iommu: IommuConfig | None = None
+    edu: EduConfig | None = None
     serial: tuple[UartConfig, ...] = COM_PORTS[:1]
     acpi_tables: bool = True
     """Whether the guest finds tables that describe the board."""
@@ -85,7 +91,7 @@ class PcConfig:
     def facts(self) -> BoardFacts:
         """What boot loaders tell the guest of this board."""
         return BoardFacts(self.cpus, self.io_apic, self.acpi, self.serial, self.keyboard, self.rtc, self.pci,
-                          self.acpi_tables)
+                          self.acpi_tables, self.iommu, ((self.edu.device, self.edu.irq),) if self.edu else ())
 
 
 class Pc(Machine):
@@ -118,7 +124,9 @@ class Pc(Machine):
         self.apic_bus = ApicBus(acknowledge_legacy=lambda: self.pic.acknowledge())
         self.local_apics = [self._local_apic(index) for index in range(config.cpus)]
         self.pic = PicPair(output=partial(self.local_apics[0].set_lint, 0))
-        self.io_apic = IoApic(self.apic_bus, config.io_apic)
+        self.iommu = Iommu(memory, self.apic_bus, config.iommu) if config.iommu else None
+        self.dma_port: DmaPort = self.iommu or DirectDma(memory, self.apic_bus)
+        self.io_apic = IoApic(self.apic_bus, config.io_apic, remap=self.iommu.remap if self.iommu else None)
         self.apic_bus.on_eoi.append(self.io_apic.eoi)
         for irq in range(24):
             self._connect(irq)
@@ -159,6 +167,9 @@ class Pc(Machine):
         self.resettable += [self.port_b, self.port_a, self.reset_control, self.pci, self.shutdown_port]
 
         # Devices that a configuration may leave out.
+        if self.iommu and config.iommu:
+            bus.mmio.attach(config.iommu.base, Iommu.SIZE, self.iommu)
+            self.resettable.append(self.iommu)
         self.keyboard = self._keyboard(config.keyboard) if config.keyboard else None
         self.fw_cfg = self._fw_cfg(config.fw_cfg) if config.fw_cfg else None
         if config.debug_exit:
@@ -171,6 +182,8 @@ class Pc(Machine):
             self._serial(serial, outputs[number] if number < len(outputs) else lambda data: None)
         if config.debug_console:
             self._debug_console(config.debug_console)
+        self.bars = BarDecoder(bus.mmio)
+        self.edu = self._edu(config.edu) if config.edu else None
 
     # -- for boot loaders --------------------------------------------------------------------------------------------
 
@@ -251,6 +264,13 @@ class Pc(Machine):
             chip.add_file(name, data)
         chip.add_file("etc/e820", b"".join(E820_ENTRY.pack(start, end - start, 1) for start, end in self.memory.ram))
         self.bus.ports.attach_wide(config.base, FW_CFG_PORTS, chip)
+        self.resettable.append(chip)
+        return chip
+
+    def _edu(self, config: EduConfig) -> Edu:
+        chip = Edu(self.bus.timers, self.dma_port, self.bus.lines.source(config.irq), PCI_MEMORY, config)
+        self.pci.add(chip, config.device)
+        chip.plug(self.bars, config.irq)
         self.resettable.append(chip)
         return chip
 

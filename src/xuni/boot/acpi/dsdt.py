@@ -58,8 +58,16 @@ def _host_bridge(board: BoardFacts) -> bytes:
                 aml.memory_window(layout.PCI_MEMORY, layout.PCI_MEMORY_END - 1),
             ),
         ),
+        *_routing(board),
         *devices,
     )
+
+
+def _routing(board: BoardFacts) -> list[bytes]:
+    """_PRT (section 6.2.13): which interrupt lines the pins INTA# are wired to; none without such devices."""
+    routes = [aml.package(aml.integer(device << 16 | 0xFFFF), aml.integer(0), aml.integer(0), aml.integer(irq))
+              for device, irq in board.pci_pins]  # fmt: skip
+    return [aml.name("_PRT", aml.package(*routes))] if routes else []
 
 
 def _isa_device(name: str, identifier: str, descriptors: tuple[bytes, ...], uid: int | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""RSDP, RSDT, XSDT, FADT, FACS, MADT (ACPI 6.5, section 5.2): made, linked, checksummed, and put into guest memory.
+"""RSDP, RSDT, XSDT, FADT, FACS, MADT, DMAR (ACPI 6.5, section 5.2): made, linked, checksummed, and put into guest memory.
 
 All lie together from `layout.ACPI_BASE` on, in the area that the E820 map reserves; the RSDP comes first, where a
 guest without a better way looks for it.
@@ -16,6 +16,7 @@ from xuni.boot.layout import BoardFacts
 from xuni.devices import rtc
 from xuni.devices.acpi_pm import CONTROL, GPE_STATUS, STATUS, TIMER
 from xuni.devices.apic.state import DEFAULT_BASE as LOCAL_APIC_BASE
+from xuni.devices.iommu.unit import IommuConfig
 from xuni.memory.guest import GuestMemory
 
 HEADER: Final = Struct("<4sIBB6s8sI4sI")
@@ -30,6 +31,9 @@ MAX_XAPIC_ID: Final = 254
 WBINVD, PROC_C1, SLP_BUTTON, RTC_S4, TMR_VAL_EXT, RESET_REG_SUP = 1 << 0, 1 << 2, 1 << 5, 1 << 7, 1 << 8, 1 << 10
 # FADT, IA-PC boot architecture flags (table 5.11).
 LEGACY_DEVICES, HAS_8042, VGA_NOT_PRESENT, NO_ASPM, NO_RTC = 1 << 0, 1 << 1, 1 << 2, 1 << 4, 1 << 5
+
+IOAPIC_SOURCE: Final = (0xFF, 0, 0)
+"""Bus, device and function that the IO-APIC's interrupts come from: a bus that has no functions."""
 
 # MPS INTI flags (table 5.26).
 ACTIVE_HIGH, ACTIVE_LOW, EDGE, LEVEL = 1, 3, 1 << 2, 3 << 2
@@ -131,6 +135,15 @@ def madt(board: BoardFacts) -> bytes:
     return table(b"APIC", 4, pack("<II", LOCAL_APIC_BASE, pc_at_compatible) + b"".join(entries))
 
 
+def dmar(board: BoardFacts, iommu: IommuConfig) -> bytes:
+    """DMA Remapping Table, revision 1 (VT-d 3.1, section 8): one unit, for all PCI functions and the IO-APIC."""
+    interrupt_remapping, all_functions, io_apic = 1, 1, 3
+    scope = pack("<BBHBBBB", io_apic, 8, 0, board.io_apic.id, *IOAPIC_SOURCE)
+    unit = pack("<HHBBHQ", 0, 16 + len(scope), all_functions, 0, 0, iommu.base) + scope
+    flags = interrupt_remapping if iommu.interrupt_remapping else 0
+    return table(b"DMAR", 1, pack("<BB10x", iommu.address_width - 1, flags) + unit)
+
+
 def build(memory: GuestMemory, board: BoardFacts) -> int:
     """Put the tables into guest memory and return the address of the RSDP."""
     if not 1 <= board.cpus <= dsdt.MAX_NAMED_CPUS:
@@ -150,6 +163,8 @@ def build(memory: GuestMemory, board: BoardFacts) -> int:
     assert facs_address == layout.FACS
     dsdt_address = put(table(b"DSDT", 2, dsdt.definition_block(board)))
     tables = [put(fadt(facs_address, dsdt_address, board)), put(madt(board))]
+    if board.iommu:
+        tables.append(put(dmar(board, board.iommu)))
     rsdt = put(table(b"RSDT", 1, pack(f"<{len(tables)}I", *tables)))
     xsdt = put(table(b"XSDT", 1, pack(f"<{len(tables)}Q", *tables)))
     memory.write(layout.ACPI_BASE, rsdp(rsdt, xsdt))

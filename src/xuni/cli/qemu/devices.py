@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from xuni.cli.qemu.properties import Properties
+from xuni.cli.qemu.properties import SWITCH, Properties
+from xuni.devices.iommu.unit import IommuConfig
+from xuni.devices.pci.edu import EduConfig
 from xuni.devices.test_ports import DebugExitConfig, TestDeviceConfig
 from xuni.machine.pc import PcConfig
 
@@ -25,6 +27,10 @@ class Kind:
 DEVICES: Final = {
     "isa-debug-exit": Kind("ISA", "ends the machine with the status that the guest writes",
                            {"iobase": "0x501", "iosize": "2"}),
+    "edu": Kind("PCI", "QEMU's educational device: a factorial, interrupts, DMA", {"dma_mask": "0xfffffff"}),
+    "intel-iommu": Kind("System", "Intel VT-d: remaps the DMA of PCI functions, and interrupts",
+                        {"intremap": "on", "eim": "off", "aw-bits": "39", "pt": "on", "caching-mode": "off",
+                         "device-iotlb": "off"}),
     "pc-testdev": Kind("ISA", "ports and interrupts that test programs use"),
 }  # fmt: skip
 
@@ -46,6 +52,8 @@ class Board:
 
     debug_exit: DebugExitConfig | None = None
     test_device: TestDeviceConfig | None = None
+    iommu: IommuConfig | None = None
+    edu: EduConfig | None = None
     pit: bool = True
     acpi_tables: bool = True
     presets: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -54,7 +62,7 @@ class Board:
     def config(self, base: PcConfig) -> PcConfig:
         """The board's record."""
         return replace(base, debug_exit=self.debug_exit, test_device=self.test_device, acpi_tables=self.acpi_tables,
-                       pit=base.pit if self.pit else None)
+                       iommu=self.iommu, edu=self.edu, pit=base.pit if self.pit else None)
 
 
 def device(board: Board, properties: Properties) -> None:
@@ -80,7 +88,36 @@ def device(board: Board, properties: Properties) -> None:
             if board.test_device:
                 raise properties.refusal("there is one already")
             board.test_device = TestDeviceConfig()
+        case "edu":
+            mask = properties.number("dma-mask", presets.number("dma-mask", EDU_MASK, 1), 1)
+            if board.edu:
+                raise properties.refusal("there is one already")
+            if mask & mask + 1:
+                raise properties.refusal(f"dma_mask={mask:#x}: ones from bit 0 on, as 0xfffffff")
+            board.edu = EduConfig(dma_bits=mask.bit_length())
+        case "intel-iommu":
+            if board.iommu:
+                raise properties.refusal("there is one already")
+            board.iommu = _iommu(properties, presets)
     properties.done()
+
+
+EDU_MASK: Final = (1 << EduConfig().dma_bits) - 1
+
+
+def _iommu(properties: Properties, presets: Properties) -> IommuConfig:
+    """A remapping unit. Its fixed properties are accepted with the values that it has."""
+    width = properties.number("aw-bits", presets.number("aw-bits", 39))
+    if width not in (39, 48):
+        raise properties.refusal(f"aw-bits={width}: 39 or 48")
+    for name, only in (("eim", "off"), ("caching-mode", "off"), ("device-iotlb", "off"), ("pt", "on")):
+        value = properties.text_of(name, presets.text_of(name, only))
+        if value not in (only, "auto") and SWITCH.get(value) is not SWITCH[only]:
+            raise properties.refusal(f"{name}={value} is not supported; {name}={only} is")
+    text = properties.text_of("intremap", presets.text_of("intremap", "on"))
+    if text != "auto" and text not in SWITCH:
+        raise properties.refusal(f"intremap={text}: on, off or auto")
+    return IommuConfig(address_width=width, interrupt_remapping=text == "auto" or SWITCH[text])
 
 
 def preset(board: Board, driver: str, key: str, value: str) -> bool:

@@ -24,7 +24,7 @@ Example:
 -smp N            processors; also cpus=, sockets=, cores=, threads=
 -cpu MODEL        its features more and fewer: MODEL,+feature,-feature,property=value (-cpu help)
 -machine pc,accel=tcg|kvm    who executes the guest: xuni's own engine, or the processor (-accel help)
--device NAME      isa-debug-exit,iobase=,iosize= or pc-testdev (-device help)
+-device NAME      isa-debug-exit,iobase=,iosize=, pc-testdev, edu or intel-iommu,intremap=on (-device help)
 -serial END       stdio, file:PATH, null, none or chardev:ID; the n-th is COMn
 -nographic        the same as -serial mon:stdio; on a terminal Ctrl-A x leaves
 -no-reboot        a guest's reset ends the machine
@@ -95,9 +95,14 @@ def _devices(name: str) -> str:
 
     if name in DEVICES:
         properties = DEVICES[name].properties
-        return "\n".join([f"{name} options:", *(f"  {key}=<uint32>  -  (default: {value})" for key, value in properties.items())])
+        lines = [f"  {key}=<{_kind(value)}>  -  (default: {value})" for key, value in properties.items()]
+        return "\n".join([f"{name} options:", *lines])
     rows = [f'name "{name}", bus {kind.bus}, desc "{kind.about}"' for name, kind in DEVICES.items()]
     return "\n".join(["Misc devices:", *rows])
+
+
+def _kind(default: str) -> str:
+    return "OnOffAuto" if default in ("on", "off") else "uint32"
 
 
 def _probes() -> str:

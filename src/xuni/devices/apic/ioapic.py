@@ -8,10 +8,11 @@ Spec: Intel 82093AA data sheet (290566); the EOI register of later versions: Int
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from xuni.bus.messages import Delivery, InterruptMessage, InterruptSink
+from xuni.bus.messages import MSI_BASE, Delivery, InterruptMessage, InterruptSink
 
 PINS: Final = 24
 SELECT, WINDOW, EOI = 0x00, 0x10, 0x40  # MMIO offsets
@@ -22,6 +23,8 @@ READ_ONLY: Final = REMOTE_IRR | PENDING
 _DELIVERIES: Final = tuple(Delivery)
 _VECTORED: Final = (Delivery.FIXED, Delivery.LOWEST_PRIORITY)
 WRITABLE: Final = 0xFF00_0000_0001_AFFF
+REMAPPABLE: Final = 0x00FF_0000_0000_0000
+"""Bits 55:48, which only an entry for an interrupt remapping unit has: 48 is the format, 49 on the table index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,16 @@ class IoApic:
     SIZE: Final = 0x1000
 
     def __init__(
-        self, sink: InterruptSink, config: IoApicConfig | None = None, state: IoApicState | None = None
+        self,
+        sink: InterruptSink,
+        config: IoApicConfig | None = None,
+        state: IoApicState | None = None,
+        remap: Callable[[int, int], InterruptMessage | None] | None = None,
     ) -> None:
+        """`remap` says what a message (address, data as of an MSI) means, or None to block it."""
         self._sink = sink
+        self._remap = remap
+        self._writable = WRITABLE | REMAPPABLE if remap else WRITABLE
         self._config = config or IoApicConfig()
         self.state = state or IoApicState(id=self._config.id)
 
@@ -119,7 +129,7 @@ class IoApic:
         s = self.state
         old = s.table[pin]
         written = old & 0xFFFF_FFFF | value << 32 if half else old & ~0xFFFF_FFFF | value
-        entry = written & WRITABLE | old & READ_ONLY
+        entry = written & self._writable | old & READ_ONLY
         if not entry & LEVEL:
             entry &= ~REMOTE_IRR  # what makes drivers' "switch to edge and back" clear it
         s.table[pin] = entry
@@ -139,16 +149,25 @@ class IoApic:
             s.requests &= ~bit
         else:
             return
-        delivery = _DELIVERIES[entry >> 8 & 7]
-        message = InterruptMessage(
-            vector=entry & 0xFF,
-            destination=entry >> 56,
-            logical=bool(entry & LOGICAL),
-            delivery=delivery,
-            level=level,
-        )
-        fixed = delivery in _VECTORED
+        message = self._message(entry)
+        if message is None:
+            return
+        fixed = message.delivery in _VECTORED
         if level and fixed:
             s.table[pin] |= REMOTE_IRR
         if not self._sink.deliver(message) and level and fixed:
             s.table[pin] &= ~REMOTE_IRR  # nobody took it: nobody will send an EOI
+
+    def _message(self, entry: int) -> InterruptMessage | None:
+        """What the entry says; None if the remapping unit blocks it."""
+        if self._remap:
+            # As a message on the bus (VT-d 3.1, section 5.1.5.1): bits 63:48 become 19:4, bit 11 becomes 2.
+            address = MSI_BASE | entry >> 44 & 0xF_FFF0 | entry >> 9 & 0b100
+            return self._remap(address, entry & (LEVEL | 0x7FF))
+        return InterruptMessage(
+            vector=entry & 0xFF,
+            destination=entry >> 56,
+            logical=bool(entry & LOGICAL),
+            delivery=_DELIVERIES[entry >> 8 & 7],
+            level=bool(entry & LEVEL),
+        )

@@ -3,6 +3,9 @@
 Spec: PCI Local Bus Specification 3.0, section 3.2.2.3.2 (configuration mechanism #1).
 
     0xCF8  31 enable | 23..16 bus | 15..11 device | 10..8 function | 7..2 register
+
+Bits 1..0 read 0. Programs exist that write a byte offset there and then use 0xCFC alone, since emulators add it to the
+register's; so does this.
 """
 
 from __future__ import annotations
@@ -102,14 +105,12 @@ class PciBus:
     def read(self, offset: int, size: int) -> int:
         """The address register (dword), the reset control register (byte), or configuration data."""
         if offset >= DATA:
-            if offset + size > 2 * DATA:
+            register, function = self._register(offset), self._selected()
+            if function is None or register % 4 + size > 4:
                 return 0xFFFF_FFFF
-            function = self._selected()
-            if function is None:
-                return 0xFFFF_FFFF
-            return function.read_config((self.state.address & 0xFC) + offset - DATA, size)
+            return function.read_config(register, size)
         if offset == 0 and size == 4:
-            return self.state.address
+            return self.state.address & ~3
         if offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
             return self._reset_control.read(0)
         return 0xFFFF_FFFF
@@ -117,13 +118,16 @@ class PciBus:
     def write(self, offset: int, size: int, value: int) -> None:
         """The same registers."""
         if offset >= DATA:
-            function = self._selected()
-            if function is not None and offset + size <= 2 * DATA:
-                function.write_config((self.state.address & 0xFC) + offset - DATA, size, value)
+            register, function = self._register(offset), self._selected()
+            if function is not None and register % 4 + size <= 4:
+                function.write_config(register, size, value)
         elif offset == 0 and size == 4:
-            self.state.address = value & 0x80FF_FFFC
+            self.state.address = value & 0x80FF_FFFF
         elif offset == RESET_CONTROL and size == 1 and self._reset_control is not None:
             self._reset_control.write(0, value)
+
+    def _register(self, offset: int) -> int:
+        return self.state.address & 0xFF | offset - DATA
 
     def _selected(self) -> PciFunction | None:
         address = self.state.address
