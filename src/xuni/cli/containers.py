@@ -89,6 +89,8 @@ def _value(_: click.Context, __: click.Parameter, value: Any) -> Any:
 @click.option("--cap-drop", multiple=True, callback=_value, help="A capability less; ALL for none.")
 @click.option("-l", "--label", multiple=True, callback=_value, metavar="NAME=VALUE", help="A note.")
 @click.option("--stop-signal", default="", callback=_value, help="What `xuni stop` sends first.")
+@click.option("--system", is_flag=True, help="Boot the image's init system; `reboot` in it restarts it.")
+@click.option("--userns", default="", callback=_value, metavar="auto|host", help="auto: 65,536 ids of its own, as --system has.")
 @click.option("--runtime", default="xuni", callback=_value, metavar="xuni|runc|crun|PATH", help="The OCI runtime.")
 @click.help_option("--help")
 @click.argument("image")
@@ -105,10 +107,15 @@ def run(image: str, command: tuple[str, ...], env_file: tuple[Path, ...], volume
       xuni run --rm -it busybox
       xuni run --rm -m 64m --cpus 0.5 --pids-limit 20 --network none busybox sh -c 'echo $HOSTNAME'
       xuni run -d --name web -p 8080:80 -v ./site:/www:ro busybox httpd -f -h /www
+      xuni run -d --name box --system debian:systemd
     """
     from xuni.server import ContainerError, containers, request
 
     lines = [line for file in env_file for line in _lines(file)]
+    same["userns"] = same["userns"] or ("auto" if same["system"] else "host")
+    if same["system"]:
+        same["tty"] = True  # its console
+        same["stop_signal"] = same["stop_signal"] or "SIGRTMIN+3"  # systemd's for a halt (systemd(1), "SIGNALS")
     with _told():
         wanted = request.Request(
             image=image, command=command, env=(*lines, *env), volumes=tuple(map(request.volume, volume)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from xuni.host.linux import kernel as k
 from xuni.host.linux.calls import CallError
-from xuni.image import ImageError
+from xuni.image import ImageError, idmap
 from xuni.image.content import Image, Store
 
 if TYPE_CHECKING:
@@ -77,9 +77,10 @@ def unpack(stream: TarStream, diff_id: str, into: str, *, stacked: bool) -> None
         raise ImageError(f"a layer's tar file should be {diff_id} and is {found}")
 
 
-def make(store: Store, image: Image, place: Path, *, volatile: bool = False) -> Root:
+def make(store: Store, image: Image, place: Path, *, volatile: bool = False, owner: int = 0) -> Root:
     """A writable root below `place`, a directory of the container's own. `release` undoes it. What was written before
-    an `unmount` is there again, unless it is `volatile`: then nothing waits for the disk, and it is mounted once."""
+    an `unmount` is there again, unless it is `volatile`: then nothing waits for the disk, and it is mounted once. With `owner`
+    the image's ids 0 … 65,535 are the host's from there on: layers are mounted with an id map, what is written has these ids."""
     root = place / "rootfs"
     root.mkdir(exist_ok=True)
     lower = layers(store, image)
@@ -92,12 +93,17 @@ def make(store: Store, image: Image, place: Path, *, volatile: bool = False) -> 
         (place / name).mkdir(exist_ok=True)
     if not again:
         shutil.copystat(lower[-1], place / "upper")
+        os.chown(place / "upper", owner, owner)
     try:
-        mount(lower, place / "upper", place / "work", root, volatile=volatile)
+        with idmap.mapped(lower, place, owner) as shown:
+            mount(shown, place / "upper", place / "work", root, volatile=volatile)
         return Root(root, "overlay")
     except CallError as error:
         if error.errno not in REFUSALS:
             raise
+        if owner:
+            raise ImageError(f"{image.name}: this kernel mounts no layers with an id map ({error}); "
+                             "leave --userns auto out") from None  # fmt: skip
     shutil.rmtree(place / "upper")
     shutil.rmtree(place / "work")
     from xuni.image.compression import TarStream

@@ -29,6 +29,7 @@ from xuni.server.kept import now
 from xuni.server.runtime import Runtime
 
 PR_SET_CHILD_SUBREAPER: Final = 36
+TIOCGPTPEER: Final = 0x5441
 PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 PIECE: Final = 1 << 16
 LONGEST_LINE: Final = 1 << 14  # bytes; a longer one is split in the log, as docker does it
@@ -70,6 +71,7 @@ class Streams:
     outputs: dict[int, str] = field(default_factory=dict)
     console: socket.socket | None = None
     path: str = ""
+    held: int = -1  # the container's end of its console, kept open
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Attendance:
     terminal: bool
     interactive: bool
     foreground: bool
+    system: bool = False  # its terminal is a console, which processes open, close and hang up as they come and go
 
 
 def run(what: Attendance, created: Callable[[int], None], started: Callable[[int], None]) -> int:
@@ -116,7 +119,7 @@ def run(what: Attendance, created: Callable[[int], None], started: Callable[[int
         log.close()
         if signals:
             signals.restore()
-        for descriptor in streams.outputs:
+        for descriptor in (*streams.outputs, *([streams.held] if streams.held >= 0 else ())):
             os.close(descriptor)
 
 
@@ -245,6 +248,9 @@ def _relay(what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _S
             descriptor = key.fd
             if descriptor in streams.outputs:
                 if not _copy(descriptor, streams, log, what.foreground):
+                    if what.system and what.terminal and not ended:
+                        _hold(streams, descriptor)
+                        continue
                     selector.unregister(descriptor)
                     open_outputs.discard(descriptor)
             elif descriptor == pidfd:
@@ -272,6 +278,13 @@ def _relay(what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _S
     if streams.stdin >= 0:
         os.close(streams.stdin)
         streams.stdin = -1
+
+
+def _hold(streams: Streams, terminal: int) -> None:
+    """After the last process closed the console, or vhangup(2): with its other end open again, it can be read again."""
+    if streams.held >= 0:
+        os.close(streams.held)
+    streams.held = fcntl.ioctl(terminal, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def _copy(descriptor: int, streams: Streams, log: Log, foreground: bool) -> bool:

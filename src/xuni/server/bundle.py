@@ -7,11 +7,12 @@ denied.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from xuni.image.spec import Config
-from xuni.server import ContainerError
+from xuni.server import ContainerError, system
 from xuni.server.request import Request
 
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,6 +54,8 @@ class Identity:
 
 def arguments(request: Request, image: Config) -> tuple[str, ...]:
     """--entrypoint replaces the image's, and with it the image's command. Raises ContainerError."""
+    if request.system and request.entrypoint is None:
+        return (system.INIT, *request.command)
     entrypoint = image.entrypoint if request.entrypoint is None else request.entrypoint
     command = request.command or (image.cmd if request.entrypoint is None else ())
     if not (*entrypoint, *command):
@@ -77,6 +80,8 @@ def environment(request: Request, image: Config, identity: Identity, hostname: s
                 continue
             value = os.environ[name]
         found[name] = value
+    if request.system:
+        found |= system.ENVIRONMENT
     found.setdefault("HOME", identity.home)
     return [f"{name}={value}" for name, value in found.items()]
 
@@ -84,7 +89,9 @@ def environment(request: Request, image: Config, identity: Identity, hostname: s
 def capabilities(request: Request) -> list[str]:
     if request.privileged:
         return _ours()
-    found = list(CAPABILITIES)
+    found = [each.removeprefix("CAP_") for each in _ours()] if request.system else list(CAPABILITIES)
+    if request.system:
+        found = [each for each in found if each not in system.WITHHELD]
     for given, adding in ((request.cap_drop, False), (request.cap_add, True)):
         for each in given:
             name = each.upper().removeprefix("CAP_")
@@ -107,13 +114,15 @@ def _ours() -> list[str]:
     return [f"CAP_{name}" for number, name in enumerate(ALL_CAPABILITIES) if permitted >> number & 1]
 
 
-def seccomp() -> dict[str, Any]:
+def seccomp(denied: Sequence[str] = ()) -> dict[str, Any]:
+    """A filter of the calls that are `denied`; of DENIED, and of new namespaces, if none are named."""
     refuse = {"action": "SCMP_ACT_ERRNO", "errnoRet": 1}
-    rules: list[dict[str, Any]] = [{"names": list(DENIED), **refuse}]
-    rules += [{"names": ["clone"], **refuse, "args": [{"index": 0, "value": bit, "valueTwo": bit, "op": "SCMP_CMP_MASKED_EQ"}]}
-              for bit in NAMESPACE_FLAGS]  # fmt: skip
-    # Its flags lie in memory, out of a filter's sight; told that there is no such call, libraries take clone.
-    rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38})
+    rules: list[dict[str, Any]] = [{"names": list(denied or DENIED), **refuse}]
+    if not denied:
+        rules += [{"names": ["clone"], **refuse,
+                   "args": [{"index": 0, "value": bit, "valueTwo": bit, "op": "SCMP_CMP_MASKED_EQ"}]} for bit in NAMESPACE_FLAGS]
+        # Its flags lie in memory, out of a filter's sight; told that there is no such call, libraries take clone.
+        rules.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38})
     return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"]
             if os.uname().machine == "x86_64" else [], "syscalls": rules}  # fmt: skip
 
@@ -131,8 +140,14 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
     }
     if not request.privileged:
         linux |= {"maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY)}
-        if "CAP_SYS_ADMIN" not in caps:
+        if request.system:
+            linux["seccomp"] = seccomp(system.DENIED)
+        elif "CAP_SYS_ADMIN" not in caps:
             linux["seccomp"] = seccomp()
+    if request.userns == "auto":
+        namespaces.append("user")
+        linux |= {"uidMappings": system.maps(container), "gidMappings": system.maps(container)}
+        linux["namespaces"] = [{"type": each} for each in namespaces]
     return {
         "ociVersion": "1.2.0",
         "process": {
@@ -165,6 +180,8 @@ def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", "size=65536k"]},
     ]  # fmt: skip
+    if request.system:
+        found = system.mounts(found)
     for each in request.tmpfs:
         target, _, options = each.partition(":")
         found.append({"destination": target, "type": "tmpfs", "source": "tmpfs",

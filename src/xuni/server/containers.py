@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -22,7 +23,7 @@ from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
-from xuni.server import ContainerError, attend, bundle, network, runtime
+from xuni.server import ContainerError, attend, bundle, network, runtime, system
 from xuni.server.bundle import Identity
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
@@ -68,8 +69,9 @@ def create(request: Request) -> Record:
 
 
 def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
-    root = rootfs.make(store, image, place, volatile=record.request.remove)
     request = record.request
+    owner = system.base(record.id) if request.userns == "auto" else 0
+    root = rootfs.make(store, image, place, volatile=request.remove, owner=owner)
     identity = look_up(root.path, request.user or image.config.user)
     hostname = request.hostname or record.id[:12]
     (place / "hostname").write_text(f"{hostname}\n")
@@ -78,9 +80,14 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
     if request.network != "none":
         (place / "resolv.conf").write_text(network.resolv_conf())
         files["/etc/resolv.conf"] = "resolv.conf"
+    if request.system:
+        system.identify(root.path, record.id, owner)
     if request.network == "host":
         del files["/etc/hostname"]
         (place / "hosts").write_bytes(Path("/etc/hosts").read_bytes())
+    if owner:
+        for name in files.values():
+            os.chown(place / name, owner, owner)
     wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
                            {target: str(place / name) for target, name in files.items()}, _accounts_swap())  # fmt: skip
     (place / "config.json").write_text(json.dumps(wanted))
@@ -150,6 +157,8 @@ def _live(record: Record, pipe: int) -> tuple[Record, int]:
 
     def created(pid: int) -> None:
         nonlocal record
+        if request.system and request.userns == "auto":
+            system.delegate(group(record), system.base(record.id))
         if request.network == "bridge":
             address = network.attach(record.id, pid, request.ports)
             record = replace(record, address=address)
@@ -161,12 +170,23 @@ def _live(record: Record, pipe: int) -> tuple[Record, int]:
         record = replace(record, status="running", pid=pid, began=began(pid), started=now(), finished="", exit=0,
                          monitor=os.getpid())  # fmt: skip
         containers.write(record)
-        if pipe >= 0:
+        if pipe >= 0 and not reboots:
             os.close(pipe)
 
-    attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty, request.interactive, pipe < 0)
+    attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty, request.interactive, pipe < 0,
+                                  request.system)  # fmt: skip
+    reboots = 0
     try:
-        status = attend.run(attending, created, started)
+        while True:
+            since = time.monotonic()
+            status = attend.run(attending, created, started)
+            if not request.system or status != system.REBOOT or time.monotonic() - since < system.SHORTEST_LIFE:
+                break
+            reboots += 1
+            if request.network == "bridge":
+                network.detach(record.id)
+        if request.system and status == system.POWER_OFF:
+            status = 0
     except BaseException as error:
         network.detach(record.id)
         containers.write(replace(record, status="exited" if record.status == "running" else "created", error=str(error)))
@@ -230,8 +250,11 @@ def _signal(record: Record, number: int) -> None:
 
 
 def signal_number(name: str) -> int:
-    """KILL, SIGKILL or 9. Raises ContainerError."""
+    """KILL, SIGKILL, 9 or RTMIN+3. Raises ContainerError."""
     text = name.upper().removeprefix("SIG")
+    realtime = re.fullmatch(r"RTMIN\+(\d{1,2})", text)
+    if realtime and int(realtime[1]) <= signal.SIGRTMAX - signal.SIGRTMIN:
+        return signal.SIGRTMIN + int(realtime[1])
     if text.isdecimal() and 0 < int(text) < 65:
         return int(text)
     found = getattr(signal, f"SIG{text}", None)

@@ -10,6 +10,7 @@ from xuni.server import ContainerError
 
 NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 NETWORKS: Final = ("bridge", "none", "host")
+USER_NAMESPACES: Final = ("auto", "host")
 SIZES: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 LEAST_MEMORY: Final = 6 << 20  # docker's rule: nothing starts in less
 
@@ -64,12 +65,22 @@ class Request:
     labels: tuple[str, ...] = ()
     stop_signal: str = ""
     runtime: str = "xuni"
+    system: bool = False  # an init system is its first process
+    userns: str = "host"
 
     def __post_init__(self) -> None:
         if self.name and not NAME.match(self.name):
             raise ContainerError(f"--name {self.name!r}: letters, digits and _ . - belong there, a letter or digit first")
         if self.network not in NETWORKS:
             raise ContainerError(f"--network {self.network!r}: {', '.join(NETWORKS)} are known")
+        if self.userns not in USER_NAMESPACES:
+            raise ContainerError(f"--userns {self.userns!r}: {', '.join(USER_NAMESPACES)} are known")
+        if self.userns == "auto" and self.network == "host":
+            raise ContainerError("--userns auto takes a network of its own: with --network host give --userns host as well")
+        if self.system and self.privileged:
+            raise ContainerError("--system gives an init system all it needs; --privileged would give it the host's devices")
+        if self.system and (self.read_only or self.user):
+            raise ContainerError("--system boots an init system as root, and it writes to its root: leave --read-only and -u out")
         if self.ports and self.network != "bridge":
             raise ContainerError(f"-p publishes ports of a bridge network; with --network {self.network} there are none")
         if self.memory and self.memory < LEAST_MEMORY:
