@@ -169,6 +169,7 @@ def test_includes_of_each_other_are_bounded(tmp_path: Path) -> None:
     ("lxc.init.cmd = 'unclosed\n", "No closing quotation"),
     ("lxc.prlimit.nofile = 9:1\n", "the soft limit exceeds the hard one"),
     ("lxc.include = /nowhere/at/all\n", ":1: '/nowhere/at/all': No such file"),
+    ("lxc.mount.fstab = /\n", ":1: /: not an ordinary file"),
     ("lxc.include = /dev/zero\n", ":1: /dev/zero: not an ordinary file"),
     ("lxc.uts.name = \0\n", ":1: a zero byte"),
     ("lxc.cap.drop = \x1b[2J\n", "'\\x1b[2j' is no capability"),

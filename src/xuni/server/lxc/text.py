@@ -63,10 +63,10 @@ def regular(path: str, place: str) -> str:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{said}{path!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConfigurationError(f"{said}{path}: not an ordinary file")
     with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigurationError(f"{said}{path}: not an ordinary file")
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise ConfigurationError(f"{said}{path}: longer than {MAX_FILE} bytes; a configuration is shorter")
