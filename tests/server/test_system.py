@@ -171,4 +171,21 @@ def test_stop_halts_it_and_start_boots_it_again(say: Say) -> None:
     assert json.loads(say("inspect", "box").stdout)[0]["State"]["ExitCode"] == 0
     assert say("start", "box").returncode == 0
     up(say, "box")
-    assert say("rm", "-f", "box").returncode == 0
+
+
+@needs_host
+@pytest.mark.long
+def test_owners_are_those_of_the_container(say: Say, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("in\n")
+    os.chown(tree / "file", 7, 99_999)
+    done = say("run", "-d", "--name", "box", "--network", "none", "--userns", "auto", "system", "sleep", "60")
+    assert done.returncode == 0, done.stderr
+    assert say("cp", str(tree), "box:/root").returncode == 0
+    assert say("exec", "box", "stat", "-c", "%u %g", "/root/tree/file", "/root/tree").stdout == "7 65534\n0 0\n"
+    assert say("kill", "box").returncode == 0 and say("wait", "box").returncode == 0
+    (tmp_path / "out").mkdir()
+    for source in ("box:/root/tree", "box:/etc/shadow"):  # once more with its layers mounted for that
+        assert say("cp", source, str(tmp_path / "out")).returncode == 0
+    assert (tmp_path / "out/tree/file").stat().st_uid == 7 and (tmp_path / "out/shadow").stat().st_uid == 0

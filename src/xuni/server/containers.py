@@ -70,7 +70,7 @@ def create(request: Request) -> Record:
 
 def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
     request = record.request
-    owner = system.base(record.id) if request.userns == "auto" else 0
+    owner = system.owner(request, record.id)
     root = rootfs.make(store, image, place, volatile=request.remove, owner=owner)
     identity = look_up(root.path, request.user or image.config.user)
     hostname = request.hostname or record.id[:12]

@@ -6,9 +6,10 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final
 
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
@@ -18,7 +19,9 @@ from xuni.image.content import Store
 from xuni.image.extract import Extractor
 from xuni.server import ContainerError
 from xuni.server.kept import Containers, Record
+from xuni.server.system import IDS, owner
 
+NOBODY: Final = 65_534  # who owns what nobody in the container can be
 
 @contextmanager
 def root(record: Record) -> Iterator[int]:
@@ -28,7 +31,7 @@ def root(record: Record) -> Iterator[int]:
     path = Path(f"/proc/{record.pid}/root") if record.status == "running" else place / "rootfs"
     if record.status != "running":
         mounted = not os.path.ismount(path)
-        rootfs.make(Store(), Store().find(record.image), place)
+        rootfs.make(Store(), Store().find(record.image), place, owner=_base(record))
     descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield descriptor
@@ -48,7 +51,8 @@ def out(record: Record, source: str, target: Path) -> None:
         try:
             name = os.path.basename(os.path.normpath("/" + source)) or record.name
             into, name = _place(target, name)
-            _copy(found, name, into)
+            base = _base(record)
+            _copy(found, name, into, lambda each: each - base if base <= each < base + IDS else each)
         finally:
             os.close(found)
 
@@ -70,7 +74,8 @@ def into(record: Record, source: Path, target: str) -> None:
             except CallError as error:
                 raise ContainerError(f"{record.name}:{parent}: {error.strerror}", 1) from None
         try:
-            _copy(found, name, f"/proc/self/fd/{at}")
+            base = _base(record)
+            _copy(found, name, f"/proc/self/fd/{at}", lambda each: base + min(each, NOBODY) if base else each)
         finally:
             os.close(at)
             os.close(found)
@@ -89,11 +94,26 @@ def _place(target: Path, name: str) -> tuple[str, str]:
     return str(target.parent), target.name
 
 
-def _copy(source: int, name: str, directory: str) -> None:
-    """What the descriptor names becomes `name` in the directory."""
+def _base(record: Record) -> int:
+    return owner(record.request, record.id)
+
+
+class _Archive(tarfile.TarFile):
+    """Its members' owners are those of the other side."""
+
+    moved: Callable[[int], int]
+
+    def addfile(self, tarinfo: tarfile.TarInfo, fileobj: Any = None) -> None:
+        tarinfo.uid, tarinfo.gid = self.moved(tarinfo.uid), self.moved(tarinfo.gid)
+        super().addfile(tarinfo, fileobj)
+
+
+def _copy(source: int, name: str, directory: str, moved: Callable[[int], int]) -> None:
+    """What the descriptor names becomes `name` in the directory; `moved` says whose an id is there."""
     path = f"/proc/self/fd/{source}"
     with tempfile.TemporaryFile() as spool:
-        with tarfile.open(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        with _Archive(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            archive.moved = moved
             if stat.S_ISDIR(os.stat(path).st_mode):
                 member = tarfile.TarInfo(name)
                 member.type, member.mode = tarfile.DIRTYPE, stat.S_IMODE(os.stat(path).st_mode)

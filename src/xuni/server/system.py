@@ -17,6 +17,7 @@ from xuni.server import ContainerError
 
 if TYPE_CHECKING:
     from xuni.container.cgroup import Group
+    from xuni.server.request import Request
 
 INIT: Final = "/sbin/init"
 ENVIRONMENT: Final = {"container": "xuni"}
@@ -40,6 +41,11 @@ FIRST, LAST = 0x0008_0000, 0x6FFF_FFFF
 def base(container: str) -> int:
     """The host's id that is the container's root: one of 28,656 ranges, chosen by the container's id."""
     return FIRST + int(container[:12], 16) % ((LAST + 1 - FIRST) // IDS) * IDS
+
+
+def owner(request: Request, container: str) -> int:
+    """The host's id of its root."""
+    return base(container) if request.userns == "auto" else 0
 
 
 def maps(container: str) -> list[dict[str, int]]:
