@@ -144,6 +144,7 @@ class HostCpu:
     def _child(self, fd: int, records: mmap.mmap, count: int) -> None:
         """In the child process: never returns."""
         libc, step = self._libc, Setup.MAP
+        ctypes.set_errno(0)  # what failed in this process before is of no interest
         try:
             # SAFETY: the child is single-threaded and ends in the trampoline; its parent keeps the memfd's mapping.
             address = ctypes.addressof(ctypes.c_char.from_buffer(records, PAGE))
