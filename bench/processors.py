@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What more virtual CPUs cost, and what they bring: Debian booted with one, two and four of them.
 
-    bench/processors.py [--cpus 1,2,4] [--rounds 3] [--engine soft] [--megabytes 32]
+    bench/processors.py [--cpus 1,2,4] [--rounds 3] [--engine soft] [--megabytes 64]
 
 A row is one number of virtual CPUs: seconds from the command to the end of `true` in the guest, the ratio to one
 virtual CPU, and the time by the guest's clock for two SHA-256 sums one after the other and at the same time. Goals: a
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--cpus", default="1,2,4", help="numbers of virtual CPUs; the first is compared with")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", default="soft")
-    parser.add_argument("--megabytes", type=int, default=32, help="how much each SHA-256 sum reads")
+    parser.add_argument("--megabytes", type=int, default=64, help="how much each SHA-256 sum reads")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds that a run may take")
     options = parser.parse_args()
     numbers = [int(number) for number in options.cpus.split(",")]
