@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,31 @@ def test_the_stages_of_a_life(bundle: Bundle) -> None:
     assert "does not exist" in bundle.call("state", container).stderr
     assert not groups_left(container)
     made.communicate(timeout=10)
+
+
+def test_the_pidfd_of_init_goes_to_whoever_listens(bundle: Bundle, tmp_path: Path) -> None:
+    container, place = name(bundle), tmp_path / "pidfd.sock"
+    bundle.config["process"]["args"] = ["/bin/sleep", "100"]
+    bundle.write()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(place))
+        listener.listen()
+        listener.settimeout(30)
+        made = bundle.start("create", "--pidfd-socket", str(place), container)
+        peer, _ = listener.accept()
+        with peer:
+            kind, descriptors, _, _ = socket.recv_fds(peer, 100, 1)
+        assert made.wait(30) == 0
+    try:
+        assert kind == b"standard"
+        pid = json.loads(bundle.call("state", container).stdout)["pid"]
+        assert f"Pid:\t{pid}\n" in Path(f"/proc/self/fdinfo/{descriptors[0]}").read_text()
+    finally:
+        os.close(descriptors[0])
+        bundle.call("delete", "--force", container)
+        made.communicate(timeout=10)
+    done = bundle.call("create", "--pidfd-socket", str(tmp_path / "nobody"), name(bundle) + "x")
+    assert done.returncode == 1 and "--pidfd-socket: nobody listens" in done.stderr
 
 
 def test_a_program_that_is_not_there_is_told_by_create(bundle: Bundle) -> None:

@@ -229,7 +229,8 @@ def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
                   int(preserve) + int(os.environ.get("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
                   options.get("cgroup-manager") != "disabled", "trace" in options,
                   "debug" in options, options.get("log", ""),
-                  (options.get("log-format") == "json") if options.get("log") else None)  # fmt: skip
+                  (options.get("log-format") == "json") if options.get("log") else None,
+                  given.get("pidfd-socket", ""))  # fmt: skip
 
 
 def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:

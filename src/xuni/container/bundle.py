@@ -26,6 +26,7 @@ class Wishes(Record):
     debug: bool = False
     log: str = ""
     log_json: bool | None = None
+    pidfd_socket: str = ""
 
 
 def load(wishes: Wishes) -> tuple[Spec, bytes]:
@@ -50,6 +51,22 @@ def mounts_below(spec: Spec, bundle: str) -> int:
     from xuni.container.mounts import count_mounts
 
     return 1 + count_mounts(rootfs(spec, bundle))
+
+
+def hand_out(wishes: Wishes, kind: bytes, pid: int, pidfd: int) -> None:
+    """Tell whoever asked who the new process is: its pid in a file, its pidfd over a socket with runc's word for the kind
+    of process. Raises SpecError if nobody listens there.
+    """
+    if wishes.pid_file:
+        write_pid(wishes.pid_file, pid)
+    if wishes.pidfd_socket:
+        from xuni.container.terminal import connect, send_descriptor
+
+        socket = connect(wishes.pidfd_socket, "--pidfd-socket: ")
+        try:
+            send_descriptor(socket, kind, pidfd)
+        finally:
+            os.close(socket)
 
 
 def write_pid(path: str, pid: int) -> None:

@@ -12,7 +12,7 @@ from xuni.container import mounts as mnt
 from xuni.container import namespaces as ns
 from xuni.container import plan
 from xuni.container import process as proc
-from xuni.container.bundle import Wishes, write_pid
+from xuni.container.bundle import Wishes, hand_out
 from xuni.container.existing import Container, state_text
 from xuni.container.groups import EnterGroup
 from xuni.container.record import Record, SpecError, decode
@@ -207,8 +207,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
         run.pid, run.pidfd = pid, run.kernel.pidfd_open(pid)
         talk.tell(b"e")
         talk.expect(b"r", run.take)
-        if command.pid_file:
-            write_pid(command.pid_file, run.pid)
+        hand_out(command, b"setns", run.pid, run.pidfd)
         talk.tell(b"g")
         talk.expect_end()
     except BaseException:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import os
 
 from xuni.container import json, state
-from xuni.container.bundle import Wishes, load, mounts_below, rootfs, write_pid
+from xuni.container.bundle import Wishes, hand_out, load, mounts_below, rootfs
 from xuni.container.existing import Container, open_container, signal, wait_for_end
 from xuni.container.namespaces import KINDS
 from xuni.container.plan import Host, plan
@@ -90,8 +90,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         talk.tell(b"h")
         talk.expect(b"r", run.take)
         home.write(kept)
-        if wishes.pid_file:
-            write_pid(wishes.pid_file, run.pid)
+        hand_out(wishes, b"standard", run.pid, run.pidfd)
         talk.tell(b"g")
         if not wait:
             talk.expect_end()
