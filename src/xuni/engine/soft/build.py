@@ -180,7 +180,7 @@ def _compile_chunk(first: int, count: int) -> tuple[int, Any, bytes]:
 
 def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], bytes]:
     """Compile native functions and all that they call, the loop, the special handlers and the glue."""
-    from xuni.engine.soft import decode, glue, handlers, memory, physical, program, run
+    from xuni.engine.soft import glue, handlers, memory, physical, program, run, traces
     from xuni.engine.soft.cpu import new_stage_cpu
     from xuni.isa.native import compile_native
     from xuni.isa.stage import Native, native_instance
@@ -197,8 +197,8 @@ def _compile_natives(requests: list[tuple[str, str, Any]]) -> tuple[list[str], b
     for module, name, static in requests:
         function = getattr(sys.modules[module], name).__native__
         want(native_instance(function, tuple(static)))
-    roots: tuple[Any, ...] = (run.run, decode.lookup, decode.lookup_link, memory.fill, physical.note_write,
-                              memory.flush_tlb, memory.host_write, run.empty_arena, decode.put_handler)  # fmt: skip
+    roots: tuple[Any, ...] = (run.run, traces.lookup, traces.lookup_link, memory.fill, physical.note_write,
+                              memory.flush_tlb, memory.host_write, run.empty_arena, traces.put_handler)  # fmt: skip
     for root in roots:
         want(native_instance(root.__native__))
     bodies, declarations = [glue.text()], set()

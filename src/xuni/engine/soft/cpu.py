@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from xuni.engine.soft import memory, physical
+from xuni.engine.soft import memory, outside, physical
 from xuni.engine.soft.records import Arena, Aux, Mode, Op
 from xuni.isa.bits import Bits, const, mask, select, u1, u64
 from xuni.isa.compiler import Stage
@@ -279,32 +279,32 @@ class SoftCpu(Cpu):
 
     # -- the world outside ---------------------------------------------------------------------------------------------
     def port_in(self, port: Bits, width: int) -> Bits:
-        answer = memory.ask_machine(self, port.zext(64), u64(0), u64(width // 8), ExitKind.PORT_IN)
+        answer = outside.ask_machine(self, port.zext(64), u64(0), u64(width // 8), ExitKind.PORT_IN)
         return answer.trunc(width)
 
     def port_out(self, port: Bits, value: Bits) -> None:
-        memory.ask_machine(self, port.zext(64), value.zext(64), u64(value.width // 8), ExitKind.PORT_OUT)
+        outside.ask_machine(self, port.zext(64), value.zext(64), u64(value.width // 8), ExitKind.PORT_OUT)
 
     def chip_msr_read(self, index: Bits) -> Bits:
-        return memory.ask_machine(self, index.zext(64), u64(0), u64(0), ExitKind.MSR_READ)
+        return outside.ask_machine(self, index.zext(64), u64(0), u64(0), ExitKind.MSR_READ)
 
     def chip_msr_write(self, index: Bits, value: Bits) -> None:
-        memory.ask_machine(self, index.zext(64), value, u64(0), ExitKind.MSR_WRITE)
+        outside.ask_machine(self, index.zext(64), value, u64(0), ExitKind.MSR_WRITE)
 
     def tpr_read(self) -> Bits:
-        return memory.ask_machine(self, u64(0), u64(0), u64(0), ExitKind.TPR_READ)
+        return outside.ask_machine(self, u64(0), u64(0), u64(0), ExitKind.TPR_READ)
 
     def tpr_write(self, value: Bits) -> None:
-        memory.ask_machine(self, u64(0), value, u64(0), ExitKind.TPR_WRITE)
+        outside.ask_machine(self, u64(0), value, u64(0), ExitKind.TPR_WRITE)
 
     def hypercall(self, width: Bits) -> Bits:
-        return memory.ask_machine(self, u64(0), u64(0), width, ExitKind.HYPERCALL)
+        return outside.ask_machine(self, u64(0), u64(0), width, ExitKind.HYPERCALL)
 
     def halt(self) -> None:
         self.s.halted = 1
 
     def shutdown(self) -> NoReturn:
-        memory.shutdown(self)
+        outside.shutdown(self)
 
     def random(self) -> Bits:
         # splitmix64 over a seed from the host's entropy: the guest mixes what it gets with its own.

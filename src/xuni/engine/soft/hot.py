@@ -199,7 +199,7 @@ def _field(cache: CodeCache, trace: int, name: str) -> int:
 
 
 def find(cache: CodeCache, host: int, mode: int) -> int:
-    """Address of the live Trace for a key, or 0: `decode.find` from the host's side, with every address checked."""
+    """Address of the live Trace for a key, or 0: `traces.find` from the host's side, with every address checked."""
     mixed = (((host ^ mode << 40) * 0x9E3779B97F4A7C15) & (1 << 64) - 1) >> 64 - HASH_BITS
     trace = cache.word(int(cache.arena.buckets) + 8 * mixed)
     for _ in range(CHAIN):

@@ -11,9 +11,10 @@ The tag of an invalid TLB entry is an address that belongs to another entry, so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from xuni.engine.soft.debugger import note_access
+from xuni.engine.soft.outside import device_read, device_write
 from xuni.engine.soft.physical import (
     exchange_pair,
     exchange_physical,
@@ -42,9 +43,9 @@ from xuni.engine.soft.records import (
 from xuni.isa.bits import U1, U64, U128, Bits, const, select, u1, u64
 from xuni.isa.stage import likely, native, staged, unlikely
 from xuni.isa.x86.debug import ENABLES, note_data
-from xuni.isa.x86.exceptions import GuestFault, Leave, Vector
+from xuni.isa.x86.exceptions import GuestFault, Vector
 from xuni.isa.x86.paging import Access, Rights, walk
-from xuni.isa.x86.state import REPLAY, Cr0, Cr4, Efer, Eflags, ExitKind, State
+from xuni.isa.x86.state import Cr0, Cr4, Efer, Eflags, State
 
 if TYPE_CHECKING:
     from xuni.engine.soft.cpu import SoftCpu
@@ -501,54 +502,7 @@ def watch_data(cpu: SoftCpu, linear: U64, size: U64, write: U64) -> None:
         note_access(cpu, linear, size, write)
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
-@native
-def answered(cpu: SoftCpu) -> U1:
-    """Whether this device access of the instruction has been made already; its answer is then in `exit_data`."""
-    s = cpu.s
-    n = s.replay_next
-    if n < s.replay_count:
-        s.exit_data = s.replay_data[n & (REPLAY - 1)]
-        s.replay_next = n + 1
-        return u1(1)
-    return u1(0)
-
-
-@staged
-def ask(cpu: SoftCpu, kind: ExitKind, address: Bits, data: Bits, size: Bits) -> Bits:
-    """The answer of the machine to a device access: leaves, unless the answer is there."""
-    s = cpu.s
-    if answered(cpu):
-        return s.exit_data
-    s.exit_kind = int(kind)
-    s.exit_address = address
-    s.exit_data = data
-    s.exit_size = size
-    raise Leave()
-
-
-@native
-def device_read(cpu: SoftCpu, physical: U64, size: U64) -> U64:
-    """Read `size` bytes where no memory is."""
-    return ask(cpu, ExitKind.MMIO_READ, physical, u64(0), size)
-
-
-@native
-def device_write(cpu: SoftCpu, physical: U64, value: U64, size: U64) -> None:
-    """Write `size` bytes where no memory is. Read-only memory ignores writes elsewhere."""
-    ask(cpu, ExitKind.MMIO_WRITE, physical, value, size)
-
-
-@native
-def ask_machine(cpu: SoftCpu, address: U64, data: U64, size: U64, kind: ExitKind) -> U64:
-    """Any other question to the machine; raises #GP(0) if it refuses."""
-    answer = ask(cpu, kind, address, data, size)
-    if kind in (ExitKind.MSR_READ, ExitKind.MSR_WRITE):
-        if cpu.s.exit_size == 0xFFFF:
-            raise GuestFault(cpu, Vector.GP, 0)
-    return answer
-
-
+# -- the mode ---------------------------------------------------------------------------------------------------------
 @native
 def mode_flags(cpu: SoftCpu) -> U64:
     """`Mode` for the present state: code size and which FPU instructions are available. Not the STEP bit."""
@@ -597,13 +551,6 @@ def mode_changed(cpu: SoftCpu) -> None:
     if unlikely((cpu.s.dr[7] & 0xFF) != 0):
         flush_tlb(cpu)  # no access may be direct while data breakpoints are armed
     choose_privilege(cpu)
-
-
-@native
-def shutdown(cpu: SoftCpu) -> NoReturn:
-    """A triple fault: back to the machine for good."""
-    cpu.s.exit_kind = int(ExitKind.SHUTDOWN)
-    raise Leave()
 
 
 @native

@@ -71,34 +71,30 @@ def store_physical(cpu: SoftCpu, physical: U64, value: U64, size: int) -> None:
             place.store(0, value.trunc(8 * size))
 
 
-@native
-def exchange_physical(cpu: SoftCpu, slot: U64, physical: U64, expected: U64, value: U64, size: int) -> U64:
-    """Write naturally aligned, writable memory of `slot` if it holds `expected`, atomically; what it held."""
+@staged
+def _exchange(cpu: SoftCpu, slot: Bits, physical: Bits, expected: Bits, value: Bits) -> Bits:
     record = cpu.struct(SlotRecord, slot)
     place = cpu.at(record.host + (physical - record.start))
     watched = frame_at(cpu, slot, physical).map != 0
     if unlikely(watched):
         lock_code(cpu)
-        note_write(cpu, slot, physical, u64(size))
-    seen = place.exchange(0, expected.trunc(8 * size), value.trunc(8 * size)).zext(64)
+        note_write(cpu, slot, physical, u64(value.width // 8))
+    seen = place.exchange(0, expected, value)
     if unlikely(watched):
         unlock_code(cpu)
     return seen
+
+
+@native
+def exchange_physical(cpu: SoftCpu, slot: U64, physical: U64, expected: U64, value: U64, size: int) -> U64:
+    """Write naturally aligned, writable memory of `slot` if it holds `expected`, atomically; what it held."""
+    return _exchange(cpu, slot, physical, expected.trunc(8 * size), value.trunc(8 * size)).zext(64)
 
 
 @native
 def exchange_pair(cpu: SoftCpu, slot: U64, physical: U64, expected: U128, value: U128) -> U128:
     """The same for 16 bytes."""
-    record = cpu.struct(SlotRecord, slot)
-    place = cpu.at(record.host + (physical - record.start))
-    watched = frame_at(cpu, slot, physical).map != 0
-    if unlikely(watched):
-        lock_code(cpu)
-        note_write(cpu, slot, physical, u64(16))
-    seen = place.exchange(0, expected, value)
-    if unlikely(watched):
-        unlock_code(cpu)
-    return seen
+    return _exchange(cpu, slot, physical, expected, value)
 
 
 @native

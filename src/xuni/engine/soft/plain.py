@@ -18,7 +18,7 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from xuni.engine.soft import decode, memory, program, run, tables
+from xuni.engine.soft import memory, program, run, tables, traces
 from xuni.engine.soft.code_cache import CodeCache
 from xuni.engine.soft.cpu import SoftCpu
 from xuni.engine.soft.endings import Endings
@@ -214,10 +214,10 @@ class PlainHandler(Endings, PlainCpu):
         if name == "leave" or n.slt(0):
             self._go(0, n)
         elif name == "jump_miss":
-            self._go(int(decode.lookup(self, u64(0))), n)
+            self._go(int(traces.lookup(self, u64(0))), n)
         else:
             assert name == "link_miss"
-            self._go(int(decode.lookup_link(self, u64(self.u))), n)
+            self._go(int(traces.lookup_link(self, u64(self.u))), n)
 
 
 def _host_write(state: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xuni.engine.soft import decode, memory, physical
+from xuni.engine.soft import memory, physical, traces
 from xuni.engine.soft.records import (
     HASH_BITS,
     HOT,
@@ -51,7 +51,7 @@ def execute(cpu: SoftCpu) -> None:
         s.rip_base = rip - cpu.struct(Op, op).offset.zext(64)
         s.uop = op
     else:
-        s.uop = decode.lookup(cpu, u64(0))
+        s.uop = traces.lookup(cpu, u64(0))
     cpu.enter()
 
 
@@ -63,7 +63,7 @@ def execute_one(cpu: SoftCpu) -> None:
     if ((s.dr[7] & 0xFF) != 0) & ((s.interrupt_shadow != STACK_SHADOW) | cpu.has_feature("amd")):
         check_code_breakpoint(cpu)
     s.uop = 0
-    s.uop = decode.lookup(cpu, u64(int(Mode.STEP)))
+    s.uop = traces.lookup(cpu, u64(int(Mode.STEP)))
     cpu.enter()
 
 
