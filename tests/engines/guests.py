@@ -6,6 +6,8 @@ goes on behind it.
 
     0000 IVT   1000 GDT   2000 IDT   3000 TSSs   4000 stacks   5000, 6000 data   7000 not present, or beyond the limit
     8000 code   C000 log   D000 read-only   E000 code that is written   F000 a device (paging)   10000 page tables
+
+Over 600 lines, because the guest is one program: its modes share `BODY` and its macros, and read on in order.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from struct import pack
 
 from tests.engines.assembler import BASE, Code, assemble
-from tests.engines.lockstep import END, NMI, RAISE, WAKE, Guest
+from tests.engines.board import END, NMI, RAISE, WAKE, Guest
 from xuni.isa.x86.cpustate import CpuState, Segment, TableRegister
 from xuni.isa.x86.state import Cr0, Cr4, Efer
 

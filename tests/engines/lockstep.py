@@ -4,43 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from tests.engines.board import MEMORY, Board, Guest, image, memory_of
 from xuni.engine.soft.plain import PlainVcpu
 from xuni.engine.soft.vcpu import BaseVcpu, SoftVcpu
-from xuni.exits import (
-    Data,
-    EngineFailure,
-    Exit,
-    Halt,
-    Inject,
-    InterruptWindow,
-    MmioRead,
-    PortIn,
-    PortOut,
-    Reply,
-    Resume,
-    Shutdown,
-    Sliced,
-)
+from xuni.exits import Exit
 from xuni.isa.struct import Array, Field
-from xuni.isa.x86.cpustate import CpuState
 from xuni.isa.x86.state import State
-from xuni.memory.guest import GuestMemory
-
-MEMORY = 1 << 20
-END, RAISE, NMI, WAKE = 0xE0, 0xE1, 0xE2, 0xE3
-"""Ports: the guest is done; raise an interrupt (the vector is written); an NMI; an interrupt at the next HLT."""
-
-
-@dataclass(frozen=True, slots=True)
-class Guest:
-    """Code and its surroundings. `labels` are linear addresses, for the reports."""
-
-    name: str
-    start: CpuState
-    memory: dict[int, bytes]
-    labels: dict[str, int] = field(default_factory=dict)
 
 
 def _compared() -> tuple[str, ...]:
@@ -58,52 +28,22 @@ class Runner:
 
     def __init__(self, kind: type[PlainVcpu] | type[SoftVcpu], guest: Guest) -> None:
         self.guest = guest
-        self.memory = GuestMemory(MEMORY)
-        for address, data in guest.memory.items():
-            self.memory.write(address, data)
+        self.memory = memory_of(guest)
         self.vcpu: BaseVcpu = kind(self.memory, clock_base=0)
         self.vcpu.state.random_seed = 1
         self.vcpu.start(guest.start)
-        self.exits: list[Exit] = []
-        self.reply: Reply = Resume()
-        self.vector = 0
-        self.wake = 0
-        self.reads = 0
-        self.done = False
+        self.board = Board(self.vcpu)
+        self.exits = self.board.exits
+
+    @property
+    def done(self) -> bool:
+        """Whether the guest has come to its end."""
+        return self.board.done
 
     def run(self, steps: int) -> Exit:
         """Execute `steps` instructions (0: no limit), or up to the next exit, and deal with that."""
         self.vcpu.state.steps = steps
-        leave = self.vcpu.run(self.reply)
-        self.reply = self._answer(leave)
-        if not isinstance(leave, Sliced):
-            self.exits.append(leave)
-        return leave
-
-    def _answer(self, leave: Exit) -> Reply:
-        match leave:
-            case PortOut(port, _, data) if port == RAISE:
-                self.vector = data & 0xFF
-                self.vcpu.set_interrupt(True)
-            case PortOut(port, _, _) if port == NMI:
-                self.vcpu.nmi()
-            case PortOut(port, _, data) if port == WAKE:
-                self.wake = data & 0xFF
-            case PortOut(port, _, _) if port == END:
-                self.done = True
-            case PortIn(_, size) | MmioRead(_, size):
-                self.reads += 1
-                return Data(self.reads * 0x1122_3344_5566_7788 & (1 << 8 * size) - 1)
-            case InterruptWindow():
-                self.vcpu.set_interrupt(False)
-                return Inject(self.vector)
-            case Halt():
-                self.done = not self.wake
-                self.vector, self.wake = self.wake, 0
-                self.vcpu.set_interrupt(bool(self.vector))
-            case Shutdown() | EngineFailure():
-                self.done = True
-        return Resume()
+        return self.board.run()
 
     def values(self) -> dict[str, object]:
         """The architectural state."""
@@ -117,7 +57,7 @@ class Runner:
 
     def image(self) -> bytes:
         """Guest memory."""
-        return ctypes.string_at(self.memory.slots[0].host_address, MEMORY)
+        return image(self.memory)
 
     @property
     def where(self) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engines.assembler import BASE, assemble
-from tests.engines.either import ENGINES, Board, Engine, image, kvm, limit, memory_of
+from tests.engines.board import Board, image, limit, memory_of
+from tests.engines.either import ENGINES, Engine, kvm
 from tests.engines.guests import BODY_EVENTS, KINDS, Kind, events, guests
 from xuni.exits import (
     Data,

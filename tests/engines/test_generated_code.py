@@ -8,8 +8,8 @@ import pytest
 from iced_x86 import Decoder, FlowControl, Formatter, FormatterSyntax, Instruction, Register
 
 from tests.engines.assembler import BASE, assemble
+from tests.engines.board import MEMORY
 from tests.engines.guests import DATA, guests
-from tests.engines.lockstep import MEMORY
 from xuni.engine.soft.records import OP_SIZE, Op, Trace
 from xuni.engine.soft.vcpu import SoftVcpu
 from xuni.exits import Halt, Resume

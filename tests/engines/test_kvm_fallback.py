@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from tests.engines.assembler import BASE, assemble
-from tests.engines.either import Board, kvm, limit, memory_of, needs_kvm
+from tests.engines.board import Board, limit, memory_of
+from tests.engines.either import kvm, needs_kvm
 from tests.engines.guests import guests
 from xuni import trace
 from xuni.engine.kvm.vcpu import KvmVcpu

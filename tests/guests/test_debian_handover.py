@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.engines.either import limit, needs_kvm
+from tests.engines.board import limit
+from tests.engines.either import needs_kvm
 from xuni.boot import BootConfig, load
 from xuni.cli import engines
 from xuni.devices.apic.state import LocalApicConfig

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.engines.assembler import BASE, assemble
-from tests.engines.either import ENGINES, Engine, limit
+from tests.engines.board import limit
+from tests.engines.either import ENGINES, Engine
 from xuni.devices.test_ports import DebugExitConfig
 from xuni.isa.x86.cpustate import long_flat, real_mode
 from xuni.machine.pc import Pc, PcConfig
