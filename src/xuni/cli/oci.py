@@ -417,7 +417,7 @@ def _signal_number(name: str) -> int:
         if not 0 <= number <= 64:
             raise UsageError(f"kill: {name} is not a signal's number")
         return number
-    import _signal  # type: ignore[import-not-found]
+    import _signal
 
     wanted = name.upper().removeprefix("SIG")
     if wanted.startswith("RTMIN"):

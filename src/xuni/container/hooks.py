@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]  # `signal` takes three milliseconds for its enums
+import _signal  # `signal` takes three milliseconds for its enums
 import os
 import select
 import time
