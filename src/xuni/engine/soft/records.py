@@ -73,7 +73,6 @@ class Trace(Struct):
     dead = Field(8)
     straddles = Field(8)
     frame2 = Field(32)  # frame of the second page of a straddling instruction
-    host2 = Field(64)  # and its host address
 
 
 class TlbEntry(Struct):
