@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container import json
 from xuni.container.record import Record, SpecError, decode
 from xuni.container.spec import Spec
-from xuni.container.state import read_file
+from xuni.container.state import read_file, write_file
+from xuni.host.linux import system as os
+
+MAX_CONFIG = 8 << 20  # bytes of a configuration: more than any engine writes, and decoded before we could run out of memory
 
 
 class Wishes(Record):
@@ -32,11 +33,21 @@ class Wishes(Record):
 def load(wishes: Wishes) -> tuple[Spec, bytes]:
     """The bundle's configuration. Raises SpecError."""
     path = wishes.config if wishes.config.startswith("/") else f"{wishes.bundle}/{wishes.config}"
+    for each in (path, wishes.bundle, wishes.root):
+        if not each.isascii():
+            _encodable(each)
     try:
-        text = read_file(path)
+        text = read_file(path, MAX_CONFIG)
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}; a bundle is a directory with a config.json (`spec` writes one)") from None
     return decode(Spec, json.loads(text, path)), text
+
+
+def _encodable(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise SpecError(f"{os.fsencode(path)!r}: the name is not UTF-8, and the state file could not keep it") from None
 
 
 def rootfs(spec: Spec, bundle: str) -> str:
@@ -71,7 +82,12 @@ def hand_out(wishes: Wishes, kind: bytes, pid: int, pidfd: int) -> None:
 
 def write_pid(path: str, pid: int) -> None:
     temporary = f"{os.path.dirname(path) or '.'}/.{os.path.basename(path)}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    os.write(descriptor, str(pid).encode())
-    os.close(descriptor)
-    os.rename(temporary, path)
+    try:
+        write_file(temporary, str(pid).encode(), 0o666, os.O_EXCL)
+        os.rename(temporary, path)
+    except OSError:
+        try:
+            os.unlink(temporary)
+        except OSError:
+            pass
+        raise

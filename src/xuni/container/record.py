@@ -141,7 +141,9 @@ def _new_decoder(module: str, annotation: str) -> Decoder:
 
             def strings(value: object, place: str) -> tuple[object, ...]:
                 if type(value) is list and all([type(each) is str for each in value]):  # noqa: C419 - half the time
-                    return tuple(value)
+                    together = "".join(value)
+                    if together.isascii() and "\0" not in together:
+                        return tuple(value)
                 return sequence(value, place)
 
             return strings
@@ -152,7 +154,7 @@ def _new_decoder(module: str, annotation: str) -> Decoder:
         def mapping(value: object, place: str) -> dict[str, object]:
             if type(value) is not dict:
                 raise SpecError(f"{place}: an object belongs here, not {_name(value)}")
-            return {key: entry(each, f"{place}.{key}") for key, each in value.items()}
+            return {_string(key, f"{place}: a name in it"): entry(each, f"{place}.{key}") for key, each in value.items()}
 
         return mapping
     if annotation == "str":
@@ -180,10 +182,16 @@ def _new_decoder(module: str, annotation: str) -> Decoder:
 
 
 def _string(value: object, place: str) -> str:
+    """What the kernel can be given: no NUL, and none of UTF-16's halves of a character, which JSON can write (\\ud800)."""
     if type(value) is not str:
         raise SpecError(f"{place}: a string belongs here, not {_name(value)}")
     if "\0" in value:
         raise SpecError(f"{place}: a string without NUL belongs here")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise SpecError(f"{place}: {value!r} has half of a surrogate pair in it, which is no character") from None
     return value
 
 

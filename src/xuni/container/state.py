@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
 
 from xuni.container import json
 from xuni.container.record import Record, SpecError, decode, encode, i64
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,20 +68,11 @@ class Home:
 
     def write(self, state: State) -> None:
         temporary = f"{self.path}/.state.json.{os.getpid()}"
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, json.dumps(encode(state)))
-        finally:
-            os.close(descriptor)
+        write_file(temporary, json.dumps(encode(state)), 0o600, os.O_TRUNC)
         os.rename(temporary, f"{self.path}/state.json")
 
     def keep_config(self, text: bytes) -> None:
-        descriptor = os.open(f"{self.path}/config.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            while text:
-                text = text[os.write(descriptor, text) :]
-        finally:
-            os.close(descriptor)
+        write_file(f"{self.path}/config.json", text, 0o600, os.O_TRUNC)
 
     def listen(self) -> int:
         """The socket on which init waits for `start`."""
@@ -159,15 +151,36 @@ def owner() -> str:
         return str(uid)
 
 
-def read_file(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def read_file(path: str, most: int = 0) -> bytes:
+    """The content. With `most`, somebody else's file: waits for no pipe, and reads nothing but files of at most that many
+    bytes. Raises OSError, SpecError.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if most else 0))
     try:
+        if most and (not stat.S_ISREG((status := os.fstat(descriptor)).st_mode) or status.st_size > most):
+            raise SpecError(f"{path} is not a regular file of at most {most >> 20} MiB")
         content = b""
         while piece := os.read(descriptor, 1 << 20):
             content += piece
+            if most and len(content) > most:  # it grew while we read
+                raise SpecError(f"{path} is not a regular file of at most {most >> 20} MiB")
         return content
     finally:
         os.close(descriptor)
+
+
+def write_file(path: str, content: bytes, mode: int, flags: int) -> None:
+    """All of it, or OSError that names the file: a disk may be full in the middle of a write."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, mode)
+        try:
+            while content:
+                content = content[os.write(descriptor, content) :]
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 def process(pid: int) -> tuple[str, int]:
