@@ -47,7 +47,7 @@ def _encodable(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise SpecError(f"{os.fsencode(path)!r}: the name is not UTF-8, and the state file could not keep it") from None
+        raise SpecError(f"{ascii(path)}: the name is not UTF-8, and the state file could not keep it") from None
 
 
 def rootfs(spec: Spec, bundle: str) -> str:

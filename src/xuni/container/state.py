@@ -157,8 +157,10 @@ def read_file(path: str, most: int = 0) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (os.O_NONBLOCK if most else 0))
     try:
-        if most and (not stat.S_ISREG((status := os.fstat(descriptor)).st_mode) or status.st_size > most):
-            raise SpecError(f"{path} is not a regular file of at most {most >> 20} MiB")
+        if most:
+            status = os.fstat(descriptor)
+            if status.st_mode & 0o170000 != 0o100000 or status.st_size > most:  # S_IFMT, S_IFREG
+                raise SpecError(f"{path} is not a regular file of at most {most >> 20} MiB")
         content = b""
         while piece := os.read(descriptor, 1 << 20):
             content += piece
