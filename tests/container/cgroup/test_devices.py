@@ -82,6 +82,12 @@ def test_v1_transition_is_minimal() -> None:
     assert list(wider.transition(Exceptions(True))) == [("devices.allow", "a")]
 
 
+def test_v1_keeps_the_configurations_order() -> None:
+    loop = DeviceCgroup(allow=True, type="b", major=7, minor=0, access="r")
+    writes = list(Exceptions(allow=True).transition(Exceptions.of(rules((DENY_ALL, TUN, loop)))))
+    assert [line for _, line in writes[1:3]] == ["c 10:200 rw", "b 7:0 r"]
+
+
 @pytest.mark.parametrize(("rule", "said"), [
     (DeviceCgroup(allow=True, type="x"), r"devices\[0\].type: 'x'"),
     (DeviceCgroup(allow=True, access="rwx"), r"devices\[0\].access: 'rwx'"),

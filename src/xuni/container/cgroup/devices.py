@@ -135,7 +135,7 @@ class Exceptions:
             old = {}
         back, forth = ("devices.allow", "devices.deny") if target.allow else ("devices.deny", "devices.allow")
         for table, other, file in ((old, target.table, back), (target.table, old, forth)):
-            for key in sorted(table):
+            for key in table:  # in the configuration's order, which devices.list keeps
                 access = "".join(sorted(set(table[key]) - set(other.get(key, ""))))
                 if access:
                     yield file, Rule(True, *key, access).line()
