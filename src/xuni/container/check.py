@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from xuni.container.plan import Host
     from xuni.container.spec import Linux, Process, Scheduler, Spec
 
+_UNCHANGED: Final = 0xFFFFFFFF  # setresuid(2), chown(2)
 _PROPAGATIONS: Final = ("", "private", "shared", "slave", "unbindable", "rprivate", "rshared", "rslave", "runbindable")
 
 
@@ -45,7 +46,7 @@ def check(spec: Spec, host: Host) -> Linux:
 
 def _version(version: str) -> None:
     parts = version.split("-")[0].split("+")[0].split(".")
-    if len(parts) != 3 or not all(each.isdecimal() for each in parts):
+    if len(version) > 64 or len(parts) != 3 or not all(each.isdecimal() for each in parts):
         raise SpecError(f"ociVersion: {version!r} is not a version such as 1.3.0")
     if int(parts[0]) != 1:
         raise SpecError(f"ociVersion: {version} is not supported; 1.0.0 up to 1.3.0 are")
@@ -63,6 +64,12 @@ def check_process(process: Process, host: Host) -> None:
     if not process.terminal and host.console_socket:
         raise SpecError("--console-socket: cannot use console socket if runc will not detach or allocate tty "
                         "(process.terminal is false)")  # fmt: skip
+    user = process.user
+    for place, value in (("uid", user.uid), ("gid", user.gid), *[("additionalGids", each) for each in user.additionalGids]):
+        if value == _UNCHANGED:
+            raise SpecError(f"process.user.{place}: {value} is no id: it tells the kernel to leave the id as it is")
+    if process.consoleSize is not None and max(process.consoleSize.width, process.consoleSize.height) > 0xFFFF:
+        raise SpecError("process.consoleSize: a terminal has at most 65535 columns and lines")
     for index, variable in enumerate(process.env):
         if not variable or variable.startswith("="):
             raise SpecError(f"process.env[{index}]: {variable!r} has no name")
@@ -133,6 +140,9 @@ def _linux(spec: Spec, linux: Linux) -> None:
     for index, device in enumerate(linux.devices):
         if device.type not in ("c", "b", "u", "p"):
             raise SpecError(f"linux.devices[{index}].type: {device.type!r} is none of c, b, u, p")
+        if device.type != "p" and not (0 <= device.major < 1 << 12 and 0 <= device.minor < 1 << 20):
+            raise SpecError(f"linux.devices[{index}]: {device.major}:{device.minor} is not the number of a device: Linux has "
+                            "major numbers below 4096 and minor ones below 1048576")  # fmt: skip
     if linux.netDevices and seen.get("network") is None:
         raise SpecError("linux.netDevices: interfaces can only be moved into a network namespace of linux.namespaces")
     if linux.memoryPolicy is not None:

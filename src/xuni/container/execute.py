@@ -139,7 +139,7 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
     join.append(ns.JoinAll())
     enter: list[Step] = []
     if userns:
-        enter.append(ns.BecomeRoot())
+        enter.append(ns.BecomeRoot(own_files=False))
     enter.append(mnt.FindRoot())
     if process.terminal:
         from xuni.container.terminal import OpenTerminal
@@ -148,7 +148,7 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
         enter.append(OpenTerminal(size.width if size else 0, size.height if size else 0, process.user.uid, False))
     else:
         enter.append(proc.NewSession())
-    become, begin = plan.identity(process, linux, userns)
+    become, begin = plan.identity(process, linux)
     if process.execCPUAffinity is not None:
         # From its first moment in the container's control groups on; without `final` the initial one stays.
         become[:] = [each for each in become if not isinstance(each, proc.ResetAffinity)]

@@ -135,9 +135,14 @@ def _lines(maps: tuple[IDMapping, ...]) -> str:
 
 
 class BecomeRoot(Step):
-    """Take id 0 of the user namespace: capabilities in it are kept, files that are made belong to its root."""
+    """Take id 0 of the user namespace: capabilities in it are kept, files that are made belong to its root.
+
+    The change takes our own files in /proc from us. Taking them back (`own_files`) lets the others of a user namespace look
+    into us, too, so it is for one in which there is nobody else.
+    """
 
     keep_groups: bool = False
+    own_files: bool = True
 
     def apply(self, run: Run) -> None:
         try:
@@ -152,7 +157,8 @@ class BecomeRoot(Step):
         except OSError as error:
             if error.errno != errno.EINVAL:  # id 0 is not mapped: go on as nobody, with every capability
                 raise
-        run.kernel.prctl(k.PR_SET_DUMPABLE, 1)  # the change took it, and with it our own files in /proc
+        if self.own_files:
+            run.kernel.prctl(k.PR_SET_DUMPABLE, 1)
 
 
 class TimeOffsets(Step):

@@ -126,7 +126,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     if not early:
         enter += [ns.Join(kind, kinds[kind]) for kind in joined]
     if userns:
-        enter.append(ns.BecomeRoot(keep_groups))
+        enter.append(ns.BecomeRoot(keep_groups, "user" in new or "time" in new))
     if unshared:
         enter.append(ns.Unshare(unshared))
     if "time" in new:
@@ -188,7 +188,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     become: list[Step] = []
     begin: list[Step] = list(_hooks("startContainer", hooks.startContainer))
     if process is not None:
-        more, last = identity(process, linux, userns, keep_groups)
+        more, last = identity(process, linux, keep_groups)
         become += more
         begin += last
     return Plan(
@@ -199,7 +199,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     )  # fmt: skip
 
 
-def identity(process: Process, linux: Linux, userns: bool, keep_groups: bool = False) -> tuple[list[Step], list[Step]]:
+def identity(process: Process, linux: Linux, keep_groups: bool = False) -> tuple[list[Step], list[Step]]:
     """Who the process is and what it may: steps before `start`, and those right before the process. Exec's too."""
     become: list[Step] = [proc.ResetAffinity()]
     if linux.personality is not None:
@@ -239,8 +239,8 @@ def identity(process: Process, linux: Linux, userns: bool, keep_groups: bool = F
     become.append(proc.ChangeDirectory(process.cwd))
     become.append(proc.FindProgram(process.args))
     begin: list[Step] = [proc.RestoreSignals()]
-    if not userns and available() and _may_execveat(linux):
-        # A user namespace protects the host's files by itself: its root is not theirs.
+    if available() and _may_execveat(linux):
+        # In a user namespace too: who made it without privilege, or maps the host's root, may own our program.
         become.append(proc.PrepareTrampoline())
     if linux.seccomp is not None and linux.seccomp.listenerPath:
         become += seccomp  # while the runtime that knows the listener is there
@@ -318,7 +318,7 @@ def _devices(spec: Spec, linux: Linux, userns: bool) -> Iterator[Step]:
 
 def _configured(linux: Linux) -> tuple[dev.Node, ...]:
     return tuple([dev.Node(each.path.rstrip("/"), each.type, each.major, each.minor,
-                           0o666 if each.fileMode is None else each.fileMode, each.uid or 0, each.gid or 0)
+                           0o666 if each.fileMode is None else each.fileMode & 0o7777, each.uid or 0, each.gid or 0)
                   for each in linux.devices])  # fmt: skip
 
 
