@@ -7,8 +7,9 @@ options in OPTIONS.
 from __future__ import annotations
 
 import gc
-import os
 import sys
+
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if os.environ.get("XUNI_DEBUG"):
+        if os.getenv("XUNI_DEBUG"):
             raise
         log.error(describe(error))
         status = RUNTIME_FAILED if "exec" in given else 1
@@ -215,7 +216,7 @@ def _root(options: dict[str, str]) -> str:
         return os.path.abspath(options["root"])
     if os.geteuid() == 0:
         return "/run/xuni-oci"
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/xuni-oci-{os.geteuid()}'}/xuni-oci"
+    return f"{os.getenv('XDG_RUNTIME_DIR') or f'/tmp/xuni-oci-{os.geteuid()}'}/xuni-oci"
 
 
 def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
@@ -226,7 +227,7 @@ def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
         raise UsageError(f"--preserve-fds: {preserve!r} is not a number")
     return Wishes(_root(options), os.path.abspath(given.get("bundle", ".")), given.get("config", "config.json"),
                   given.get("console-socket", ""), given.get("pid-file", ""),
-                  int(preserve) + int(os.environ.get("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
+                  int(preserve) + int(os.getenv("LISTEN_FDS", "0") or "0"), "no-pivot" in given, "no-new-keyring" in given,
                   options.get("cgroup-manager") != "disabled", "trace" in options,
                   "debug" in options, options.get("log", ""),
                   (options.get("log-format") == "json") if options.get("log") else None,
@@ -396,16 +397,16 @@ def _plan(options: dict[str, str], given: dict[str, str], arguments: list[str]) 
 
 def _install(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     """The launcher names this interpreter and this source by their absolute paths: it must not be moved to another host."""
+    from xuni.cli import quick
+
     source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     interpreter = os.path.realpath(sys.executable)
     if len(interpreter) > 120:
         raise UsageError(f"install: {interpreter} is too long for the kernel's #! line")
-    text = (f"#!{interpreter} -IS\n# xuni-oci: an OCI runtime. Without `site`: nothing outside the standard library is needed.\n"
-            f"import sys\nsys.path.insert(0, {source!r})\nfrom xuni.cli import quick\nquick.install({source!r})\n"
-            "from xuni.cli.oci import main\nmain()\n")  # fmt: skip
+    quick.begin(source)  # while we may write there
     temporary = f"{arguments[0]}.{os.getpid()}"
     with open(temporary, "x") as file:
-        file.write(text)
+        file.write(quick.launcher(interpreter, source))
     os.chmod(temporary, 0o755)
     os.rename(temporary, arguments[0])
     return 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
 from xuni.container.rooted import make_in_root, parent_in_root
 from xuni.container.step import CallError, Run, SpecError, Step
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container import json, state
 from xuni.container.record import SpecError
 from xuni.container.state import Home, State, process, read_file, report
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import _signal  # `signal` takes three milliseconds for its enums
-import os
 
 from xuni.container import life
 from xuni.container.step import Run, StepFailed
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container.spec import Resources
 from xuni.container.step import Run, SpecError, Step
+from xuni.host.linux import system as os
 
 
 class MakeGroup(Step):

@@ -21,8 +21,6 @@ began. `run` is create and start without the socket between them.
 
 from __future__ import annotations
 
-import os
-
 from xuni.container import json, state
 from xuni.container.bundle import Wishes, hand_out, load, mounts_below, rootfs
 from xuni.container.existing import Container, open_container, signal, wait_for_end
@@ -33,6 +31,7 @@ from xuni.container.state import Home, State, process, report
 from xuni.container.step import Run, StepFailed, apply
 from xuni.container.talk import Talk
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container.step import Run, Step
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import space
 
 TYPE_CHECKING = False

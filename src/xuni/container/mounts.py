@@ -6,15 +6,15 @@ attached by `Bind`; everything else is one `Filesystem`.
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 import sys
 
 from xuni.container.record import Record
 from xuni.container.rooted import make_in_root, open_in_root, parent_in_root
 from xuni.container.step import CallError, Run, SpecError, Step
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _signal  # `signal` takes three milliseconds for its enums
+import _stat as stat
 import errno
-import os
-import stat
 
 from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 from xuni.host.linux.trampoline import make as make_trampoline
 
 TYPE_CHECKING = False
@@ -426,7 +426,7 @@ def environment(process: Process) -> tuple[str, ...]:
     last: dict[str, str] = {}
     for each in process.env:
         last[each.partition("=")[0]] = each
-    if os.environ.get("LISTEN_FDS"):  # socket activation goes on into the container, where the process is number 1
-        last["LISTEN_FDS"] = "LISTEN_FDS=" + os.environ["LISTEN_FDS"]
+    if os.getenv("LISTEN_FDS"):  # socket activation goes on into the container, where the process is number 1
+        last["LISTEN_FDS"] = "LISTEN_FDS=" + (os.getenv("LISTEN_FDS") or "")
         last["LISTEN_PID"] = "LISTEN_PID=1"
     return tuple(last.values())

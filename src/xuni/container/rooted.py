@@ -6,11 +6,11 @@ with O_NOFOLLOW in the descriptor of its directory; links are followed by hand a
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
-import os
-import stat
 
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False

@@ -8,9 +8,8 @@ tests/container; if the kernel may refuse it for a reason worth telling, a line 
 
 from __future__ import annotations
 
-import os
-
 from xuni.container.record import Record, SpecError
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import Linux
 

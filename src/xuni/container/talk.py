@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container.record import SpecError
 from xuni.container.step import StepFailed
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

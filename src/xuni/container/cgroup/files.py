@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from xuni.container.record import Record
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

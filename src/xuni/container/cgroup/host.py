@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from xuni.container.cgroup import Hierarchy, hierarchy
 from xuni.container.cgroup.files import read, read_or, write
 from xuni.container.record import SpecError
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False

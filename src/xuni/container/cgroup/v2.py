@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from xuni.container.cgroup import units
 from xuni.container.cgroup.files import exists, read, read_or, write
 from xuni.container.record import SpecError
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

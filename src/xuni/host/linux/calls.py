@@ -7,7 +7,8 @@ nobody here needs. Only names of `_ctypes` that every CPython from 3.11 on has a
 from __future__ import annotations
 
 import _ctypes
-import os
+
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ the caller closes.
 
 from __future__ import annotations
 
-import os
-
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import AT_FDCWD as AT_FDCWD
 from xuni.host.linux.calls import CallError, address, call, space, try_call
 

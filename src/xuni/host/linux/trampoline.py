@@ -11,7 +11,8 @@ Its arguments are MARK, the path and then the program's; it calls execve(path, a
 from __future__ import annotations
 
 import errno
-import os
+
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
