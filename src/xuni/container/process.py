@@ -286,9 +286,9 @@ class FindProgram(Step):
         if "/" in name:
             if not os.path.isfile(name):
                 number = errno.EACCES if os.path.lexists(name) else errno.ENOENT
-                raise OSError(number, f"exec {name}: {os.strerror(number)}")
+                raise _refused(name, number)
             if not os.access(name, os.X_OK):
-                raise OSError(errno.EACCES, f"exec {name}: {os.strerror(errno.EACCES)}")
+                raise _refused(name, errno.EACCES)
             return name
         path = next((each[5:] for each in run.environment if each.startswith("PATH=")), "/bin:/usr/bin")
         denied = False
@@ -299,9 +299,13 @@ class FindProgram(Step):
                     return candidate
                 denied = True
         if denied:
-            raise OSError(errno.EACCES, f"exec {name}: Permission denied (found in PATH={path}, not executable)")
+            raise OSError(errno.EACCES, f'exec: "{name}": permission denied (found in PATH={path}, not executable)')
         raise OSError(errno.ENOENT, f'exec: "{name}": executable file not found in $PATH ({path})')
 
+
+def _refused(name: str, number: int) -> OSError:
+    """In runc's words: docker's exit statuses 126 and 127 depend on them, in small letters."""
+    return OSError(number, f'exec: "{name}": {os.strerror(number).lower()}')
 
 class SetScheduler(Step):
     scheduler: Scheduler
