@@ -82,7 +82,7 @@ def test_the_pidfd_of_init_goes_to_whoever_listens(bundle: Bundle, tmp_path: Pat
 
 def test_a_program_that_is_not_there_is_told_by_create(bundle: Bundle) -> None:
     done = bundle.run("/no/such")
-    assert done.returncode == 1 and "exec /no/such" in done.stderr
+    assert done.returncode == 1 and 'exec: "/no/such' in done.stderr
     assert 'executable file not found in $PATH' in bundle.run("nosuch").stderr
 
 
