@@ -146,10 +146,23 @@ def describe(error: Exception) -> str:
     from xuni.container.talk import InitFailed
 
     if isinstance(error, SpecError | StepFailed | InitFailed):
-        return str(error)
+        return one_line(str(error))
     if isinstance(error, OSError):
-        return str(error) if hasattr(error, "call") else f"{error.filename + ': ' if error.filename else ''}{error.strerror}"
-    return f"this is a bug of xuni: {type(error).__name__}: {error} (XUNI_DEBUG=1 shows where)"
+        where = f"{error.filename}: " if error.filename else ""
+        return one_line(str(error) if hasattr(error, "call") else f"{where}{error.strerror}")
+    return one_line(f"this is a bug of xuni: {type(error).__name__}: {error} (XUNI_DEBUG=1 shows where)")
+
+
+LONGEST: Final = 4096  # characters of an error: a name in a configuration may have megabytes
+
+
+def one_line(text: str) -> str:
+    """For a terminal and a log, whatever a configuration, an image or a hook has put into it."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 1024]} … {text[-1000:]}"
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else each.encode("unicode_escape").decode() for each in text])
 
 
 def parse(given: list[str], valued: tuple[str, ...], flags: tuple[str, ...], *, stop: bool) -> tuple[dict[str, str], list[str]]:

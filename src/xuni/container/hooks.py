@@ -8,6 +8,9 @@ import select
 import time
 
 from xuni.container.step import Run, SpecError, Step
+from xuni.host.linux import kernel as k
+from xuni.host.linux.trampoline import available
+from xuni.host.linux.trampoline import make as make_trampoline
 
 TYPE_CHECKING = False
 
@@ -29,9 +32,13 @@ class RunHook(Step):
 def execute(hook: RunHook, run: Run) -> None:
     """Raises SpecError if the hook cannot be run, fails, or takes too long."""
     inward, outward = os.pipe(), os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            run.kernel.prctl(k.PR_SET_PDEATHSIG, _signal.SIGKILL)  # killed while it waits, the runtime leaves no hook behind
+            if os.getppid() != parent:
+                os._exit(127)
             os.setsid()
             os.dup2(inward[0], 0)
             for descriptor in (1, 2):
@@ -45,8 +52,10 @@ def execute(hook: RunHook, run: Run) -> None:
                 os.chdir(run.bundle)
             # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
             given = hook.env or (run.environment if hook.point == "startContainer" else ())
-            environment = dict(each.partition("=")[::2] for each in given) if given else os.environ
-            os.execve(hook.path, hook.args or (hook.path,), environment)
+            environment = [each.encode() for each in given] or [b"%s=%s" % each for each in os.environb.items()]
+            # One that is in the image may lead to /proc/self/exe, as the container's program may.
+            through = make_trampoline(run.kernel) if hook.point == "startContainer" and available() else -1
+            run.kernel.execve(hook.path, [each.encode() for each in hook.args or (hook.path,)], environment, through)
         except OSError as error:
             os.write(2, f"{error.strerror}".encode())
         finally:
@@ -55,7 +64,7 @@ def execute(hook: RunHook, run: Run) -> None:
     os.close(outward[1])
     pidfd = run.kernel.pidfd_open(pid)
     try:
-        said = _converse(hook, run, inward[1], outward[0], pidfd)
+        said = _converse(hook, run, inward[1], outward[0], pid, pidfd)
     finally:
         os.close(outward[0])
         os.close(pidfd)
@@ -66,13 +75,14 @@ def execute(hook: RunHook, run: Run) -> None:
     if status:
         code = os.waitstatus_to_exitcode(status)
         ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
-        text = said.decode(errors="replace").strip()
+        text = said.decode(errors="backslashreplace").replace("\0", "\\0").strip()
         raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path}: {hook.point} hook "
                         f"{ended}" + (f": {text}" if text else ""))
 
 
-def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) -> bytes | None:
-    """Give the state, take what is said (its first 64 KiB), until the hook has ended; None if it had to be killed."""
+def _converse(hook: RunHook, run: Run, inward: int, outward: int, pid: int, pidfd: int) -> bytes | None:
+    """Give the state, take what is said (its first 64 KiB), until the hook has ended; None if it had to be killed, with all
+    that it has started and that did not leave its session."""
     deadline = time.monotonic() + hook.timeout if hook.timeout else None
     waiting = select.poll()
     waiting.register(outward, select.POLLIN)
@@ -84,13 +94,16 @@ def _converse(hook: RunHook, run: Run, inward: int, outward: int, pidfd: int) ->
     os.set_blocking(outward, False)
     waiting.register(inward, select.POLLOUT)
     while True:
-        left = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000))
-        ready = waiting.poll(left)
-        if not ready:
-            run.kernel.pidfd_send_signal(pidfd, 9)
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:  # looked at first: it may be saying something all the time
+            try:
+                os.killpg(pid, _signal.SIGKILL)
+            except ProcessLookupError:  # not even that far yet
+                run.kernel.pidfd_send_signal(pidfd, _signal.SIGKILL)
             if inward >= 0:
                 os.close(inward)
             return None
+        ready = waiting.poll(None if left is None else min(int(left * 1000) + 1, 1 << 30))
         for descriptor, _ in ready:
             if descriptor == inward:
                 try:

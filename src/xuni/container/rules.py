@@ -91,11 +91,16 @@ RULES: Final = (
 )  # fmt: skip
 
 
+LONGEST: Final = 600  # characters of a step: one may have a thousand paths
+
+
 def explain(step: str, said: str, call: str, number: int) -> str:
     """One paragraph: what we did, what the kernel answered, and why."""
     if not number:
         return said
     rule = find(step, call, number)
+    if len(step) > LONGEST:
+        step = step[:LONGEST] + " …"
     return f"{step.partition('(')[0]}: {said}" + (f"; {rule}" if rule else "") + f" [step {step}]"
 
 
