@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +32,16 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 needs_busybox = pytest.mark.skipif(not static_busybox(), reason="needs a static /bin/busybox (Debian: busybox-static)")
 
 
+@functools.cache
+def launcher() -> Path:
+    """`xuni-oci` as `install` makes it, for this process."""
+    directory = tempfile.mkdtemp(prefix="xuni-test-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    made = Path(directory, "xuni-oci")
+    subprocess.run([sys.executable, "-m", "xuni", "oci", "install", str(made)], check=True, stdin=subprocess.DEVNULL)
+    return made
+
+
 class Bundle:
     """A directory with a root file system and a config.json, and the runtime to run it with."""
 
@@ -41,13 +56,14 @@ class Bundle:
             (self.rootfs / "bin" / name).symlink_to("busybox")
         self.config = example(rootless=False)
         self.config["process"]["terminal"] = False
+        self.config["process"]["env"].append(f"BUNDLE={path}")  # by which `processes` finds them
         path.chmod(0o755)
 
     def write(self) -> None:
         (self.path / "config.json").write_text(json.dumps(self.config))
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "xuni", "oci", "--root", str(self.root), *arguments]
+        command = [str(launcher()), "--root", str(self.root), *arguments]
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                 cwd=self.path, **more)  # fmt: skip
 
@@ -76,7 +92,39 @@ def name(bundle: Bundle) -> str:
     return f"xuni-test-{os.getpid()}-{bundle.path.name}"[:60]
 
 
+def left_over(bundle: Bundle, patience: float = 5.0) -> list[str]:
+    """What is still there of a bundle's containers: state, control groups, mounts, processes (which may take a moment to end)."""
+    deadline = time.monotonic() + patience
+    while (found := _left(bundle)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def _left(bundle: Bundle) -> list[str]:
+    found = [f"state {each}" for each in (os.listdir(bundle.root) if bundle.root.exists() else ())]
+    found += [f"group {each}" for each in groups_left(name(bundle))]
+    found += [f"mount {each}" for each in mounts(str(bundle.path))]
+    return found + [f"process {pid}: {said}" for pid, said in processes(str(bundle.path))]
+
+
+def mounts(mark: str) -> list[str]:
+    """Where something is mounted whose target, source or options have `mark` in them."""
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if mark in line]
+
+
+def processes(mark: str) -> list[tuple[int, str]]:
+    """Processes that have `mark` in their arguments or their environment: the runtime and init have --root there."""
+    found = []
+    for each in os.listdir("/proc"):
+        if not each.isdecimal() or int(each) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            said = Path("/proc", each, "cmdline").read_bytes(), Path("/proc", each, "environ").read_bytes()
+            if any(mark.encode() in part for part in said):
+                found.append((int(each), said[0].replace(b"\0", b" ").decode(errors="replace")))
+    return found
+
+
 def groups_left(container: str) -> list[str]:
     """Control groups of that name, anywhere."""
-    tops = [top for top in Path("/sys/fs/cgroup").iterdir() if top.is_dir()]
-    return [str(each) for top in tops for each in top.rglob(container) if each.is_dir()]
+    return [f"{top}/{container}" for top, below, _ in os.walk("/sys/fs/cgroup") if container in below]

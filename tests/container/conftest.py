@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.container.bundle import Bundle, name, static_busybox
+from tests.container.bundle import Bundle, left_over, mounts, name, processes, static_busybox
 
 
 @pytest.fixture
@@ -15,11 +18,14 @@ def bundle(tmp_path: Path) -> Iterator[Bundle]:
     if not static_busybox():
         pytest.skip("needs a static /bin/busybox (Debian: busybox-static)")
     made = Bundle(tmp_path)
-    yield made
-    if made.root.exists():
-        made.call("delete", "--force", name(made))
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    left = [each for each in mounted if each.startswith(str(tmp_path))]
-    for each in reversed(left):
-        subprocess.run(["umount", "-l", each], check=False)
-    assert not left, f"mounts are left over: {left}"
+    try:
+        yield made
+        if made.root.exists():
+            made.call("delete", "--force", name(made))
+        assert not (left := left_over(made)), f"left over: {left}"
+    finally:
+        for each in reversed(mounts(str(tmp_path))):
+            subprocess.run(["umount", "-l", each], check=False)
+        for pid, _ in processes(str(tmp_path)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
