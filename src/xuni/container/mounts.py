@@ -346,8 +346,7 @@ class Filesystem(Step):
 
     def apply(self, run: Run) -> None:
         kernel = run.kernel
-        if self.kind in ("proc", "sysfs"):
-            self._ordinary(run)
+        place = self._ordinary(run) if self.kind in ("proc", "sysfs") else -1
         try:
             context = kernel.fsopen(self.kind)
             try:
@@ -371,7 +370,7 @@ class Filesystem(Step):
             tree = kernel.open_tree(k.AT_FDCWD, self.fallback, recursive=True)
         if self.options.copy_up:
             self._copy_up(run, tree)
-        attach(run, tree, self.target, self.options, directory=True)
+        attach(run, tree, self.target, self.options, directory=True, place=place)
 
     def _mode(self, run: Run) -> str:
         """Of the directory that a tmpfs covers."""
@@ -383,16 +382,20 @@ class Filesystem(Step):
         os.close(place)
         return f"{mode:o}"
 
-    def _ordinary(self, run: Run) -> None:
-        """A link in place of /proc would have us write security settings into files of the image (CVE-2019-19921)."""
-        try:
-            os.close(run.kernel.openat2(run.root, self.target.lstrip("/"), os.O_PATH | os.O_DIRECTORY, 0,
-                                        k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS))  # fmt: skip
-        except CallError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise SpecError(f"{self.kind} must be mounted on ordinary directory, and {self.target} is not one") from None
-            if error.errno != errno.ENOENT:
-                raise
+    def _ordinary(self, run: Run) -> int:
+        """The directory itself, since a link in its place would have us write security settings into files of the image
+        (CVE-2019-19921), and hide nothing of what is mounted elsewhere."""
+        for _ in range(2):
+            try:
+                return run.kernel.openat2(run.root, self.target.lstrip("/"), os.O_PATH | os.O_DIRECTORY, 0,
+                                          k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS)  # fmt: skip
+            except CallError as error:
+                if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                    break
+                if error.errno != errno.ENOENT:
+                    raise
+            os.close(make_in_root(run.kernel, run.root, self.target, directory=True))
+        raise SpecError(f"{self.kind} must be mounted on ordinary directory, and {self.target} is not one")
 
     def _copy_up(self, run: Run, tree: int) -> None:
         try:
@@ -409,11 +412,14 @@ class Filesystem(Step):
         os.close(top)
 
 
-def attach(run: Run, tree: int, target: str, options: Options, directory: bool) -> None:
-    """Attributes go on while the tree is still detached: the container never sees it without them."""
+def attach(run: Run, tree: int, target: str, options: Options, directory: bool, place: int = -1) -> None:
+    """Attributes go on while the tree is still detached: the container never sees it without them. It goes to `place`, or to
+    what `target` leads to."""
     set_attributes(run, tree, options)
     try:
-        if options.follow_target:
+        if place >= 0:
+            pass
+        elif options.follow_target:
             place = make_in_root(run.kernel, run.root, target, directory=directory)
         else:
             place = run.kernel.openat2(run.root, target.lstrip("/"), os.O_PATH | os.O_NOFOLLOW)
