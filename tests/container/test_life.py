@@ -38,6 +38,7 @@ def test_the_stages_of_a_life(bundle: Bundle) -> None:
     assert status() == "created" and not (bundle.rootfs / "tmp/began").exists()
     assert json.loads(bundle.call("state", container).stdout)["pid"] == int((bundle.path / "pid").read_text())
     assert "already exists" in bundle.call("create", container).stderr
+    assert "that is not stopped: created" in bundle.call("delete", container).stderr
     assert bundle.call("start", container).returncode == 0
     assert status() == "running"
     assert "cannot start a container that is running" in bundle.call("start", container).stderr

@@ -201,10 +201,10 @@ def after(container: Container, spec: Spec, point: str) -> None:
 
 
 def delete(container: Container, *, force: bool = False) -> None:
-    """Remove a container that has stopped (or was only created); with `force`, whatever it does."""
+    """Remove a container that has stopped (runtime.md, "Delete": no other); with `force`, whatever it does."""
     status = container.status()
-    if status not in ("stopped", "created") and not force:
-        raise SpecError(f"cannot delete container {container.kept.id} that is not stopped: {status}")
+    if status != "stopped" and not force:
+        raise SpecError(f"cannot delete container {container.kept.id} that is not stopped: {status} (--force kills it first)")
     _end(container)
     try:
         spec = container.home.spec()
