@@ -201,6 +201,14 @@ def unified_keys_are_written(group: Group) -> None:
             assert said in str(error), error
 
 
+def a_swap_of_zero_alone_means_none(group: Group) -> None:
+    unified = group.paths[""]
+    group.apply(Resources(memory=Memory(limit=MIB, swap=0)))
+    assert read(unified, "memory.swap.max") == "max"
+    group.apply(Resources(memory=Memory(swap=0)))
+    assert read(unified, "memory.swap.max") == "0"
+
+
 def what_v2_lacks_is_refused(group: Group) -> None:
     for resources in (Resources(memory=Memory(swappiness=10)), Resources(memory=Memory(disableOOMKiller=True)),
                       Resources(cpu=Cpu(realtimeRuntime=1000))):  # fmt: skip
@@ -260,7 +268,7 @@ def a_user_limits_what_was_delegated(group: Group) -> None:
 
 UNIFIED: tuple[Callable[[Group], None], ...] = (
     groups_with_processes_hand_nothing_down, who_comes_later_follows_the_first, unified_keys_are_written,
-    what_v2_lacks_is_refused, a_user_limits_what_was_delegated,
+    a_swap_of_zero_alone_means_none, what_v2_lacks_is_refused, a_user_limits_what_was_delegated,
 )  # fmt: skip
 
 

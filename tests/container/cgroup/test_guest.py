@@ -106,4 +106,4 @@ def test_limits_in_a_guest_with_a_unified_hierarchy(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # fmt: skip
     said = [line.strip() for line in done.stdout.splitlines()]
     held = [line for line in said if line.startswith("== ") and line.endswith(" holds")]
-    assert len(held) == 12 and not any(line.endswith(" FAILS") for line in said), done.stdout[-6000:] + done.stderr[-2000:]
+    assert len(held) == 13 and not any(line.endswith(" FAILS") for line in said), done.stdout[-6000:] + done.stderr[-2000:]

@@ -176,7 +176,8 @@ class HostGroup:
             if _asks(cpu, "cpus", "mems"):
                 where, unified = self._place("cpu", "cpu")
                 (_v2() if unified else _v1()).cpu(where, cpu)
-        if memory is not None and _asks(memory, "useHierarchy", "checkBeforeUpdate", "kernel", "kernelTCP"):
+        if memory is not None and (_asks(memory, "useHierarchy", "checkBeforeUpdate", "kernel", "kernelTCP")
+                                   or "memory" not in self.paths and _v2().no_swap(memory)):  # fmt: skip
             where, unified = self._place("memory", "memory")
             (_v2() if unified else _v1()).memory(where, memory)
         if resources.pids is not None and resources.pids.limit is not None:

@@ -110,6 +110,8 @@ def memory(directory: str, wanted: Memory) -> None:
     if wanted.checkBeforeUpdate:
         _check_usage(directory, limit, swap)
     apart = units.swap_max(limit, swap)
+    if no_swap(wanted):
+        apart = 0
     if apart is not None:
         try:
             write(directory, "memory.swap.max", units.word(apart))
@@ -120,6 +122,11 @@ def memory(directory: str, wanted: Memory) -> None:
         write(directory, "memory.max", units.word(limit))
     if wanted.reservation:
         write(directory, "memory.low", units.word(wanted.reservation))
+
+
+def no_swap(wanted: Memory) -> bool:
+    """A swap of 0 with no limit of memory to count it from: none at all is meant, as crun has it. v1 cannot say that."""
+    return wanted.swap == 0 and wanted.limit is None
 
 
 def _check_usage(directory: str, limit: int, swap: int) -> None:
