@@ -5,7 +5,7 @@ files are), and is never needed: without it the modules are imported as ever. It
 that a launcher needs no import at all:
 
     marshal of (this module's code, {name: (file, its mtime in ns, its size, whether a package, offset, length)})
-    the modules' code, marshalled, without docstrings, from `BEGIN` on
+    the modules' code, marshalled, from `BEGIN` on
 
 What its reader spends is mostly page faults, so a module's code is read when it is due, into memory just used for the last.
 """
@@ -33,11 +33,12 @@ START: Final = (
     "xuni.container.mounts", "xuni.container.process", "xuni.container.plan", "xuni.container.state", "xuni.container.bundle",
     "xuni.container.existing", "xuni.container.talk", "xuni.container.life", "xuni.container.foreground",
     "xuni.container.check", "xuni.container.cgroup", "xuni.container.cgroup.files", "xuni.container.cgroup.hierarchy",
-    "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback",
+    "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback", "xuni.container.cgroup.units",
+    "xuni.container.cgroup.devices",
 )  # fmt: skip
 # What they may import besides, and other commands do.
 LATER: Final = (
-    "xuni.container.cgroup.v1", "xuni.container.cgroup.v2", "xuni.container.cgroup.units", "xuni.container.cgroup.devices",
+    "xuni.container.cgroup.v1", "xuni.container.cgroup.v2",
     "xuni.container.cgroup.freezer", "xuni.container.hooks", "xuni.container.seccomp", "xuni.container.terminal",
     "xuni.container.console", "xuni.container.execute", "xuni.host.linux.libseccomp",
 )  # fmt: skip
@@ -201,15 +202,41 @@ def _make(source: str, place: str) -> Index:
 
 
 def _compiled(file: str) -> CodeType:
-    """Without docstrings, which are a third of it."""
+    """Without what only people and type checkers read: docstrings, annotations of functions, `if TYPE_CHECKING`."""
+    import __future__
+
     import ast
+
+    def trim(body: list[ast.stmt], of_class: bool = False) -> list[ast.stmt]:
+        kept: list[ast.stmt] = []
+        for node in body:
+            match node:
+                case ast.Expr(value=ast.Constant(value=str())):
+                    continue
+                case ast.ImportFrom(module="__future__"):
+                    continue  # the compiler is told below
+                case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                    kept += trim(node.orelse, of_class)
+                    continue
+                case ast.AnnAssign(target=target, value=value) if not of_class:
+                    if value is not None:
+                        kept.append(ast.copy_location(ast.Assign([target], value), node))
+                    continue
+                case ast.ClassDef():
+                    node.body = trim(node.body, of_class=True)
+                case ast.FunctionDef(args=arguments):
+                    node.body, node.returns = trim(node.body), None
+                    more = (arguments.vararg, arguments.kwarg)
+                    for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, *more):
+                        if each is not None:
+                            each.annotation = None
+            kept.append(node)
+        return kept or [ast.copy_location(ast.Pass(), body[0])] if body else []
 
     with open(file, "rb") as stream:
         tree = ast.parse(stream.read(), file)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
-            node.body[:1] = [] if len(node.body) > 1 else [ast.copy_location(ast.Pass(), node.body[0])]
-    code: CodeType = compile(tree, file, "exec", dont_inherit=True)
+    tree.body = trim(tree.body)
+    code: CodeType = compile(tree, file, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
     return code
 
 

@@ -360,8 +360,10 @@ class Filesystem(Step):
                     else:
                         kernel.fsconfig_string(context, key, value)
                 kernel.fsconfig_create(context)
-                late = self.options.copy_up or self.options.clear
-                tree = kernel.fsmount(context, 0 if late else self.options.set & ~k.MOUNT_ATTR_NOSYMFOLLOW)
+                options = self.options
+                late = bool(options.copy_up or options.set & k.MOUNT_ATTR_NOSYMFOLLOW  # fsmount knows it from 5.14 on
+                            or options.recursive_set or options.recursive_clear)  # fmt: skip
+                tree = kernel.fsmount(context, 0 if late else options.set)
             finally:
                 os.close(context)
         except CallError as error:
@@ -446,7 +448,8 @@ class CgroupView(Step):
         found = run.group.hierarchies()
         alone = [each for each in found if each.v2 and not each.name]
         if alone:
-            self._one(run, alone[0].v2, "", alone[0].directory, self.target)
+            tree, options = self._tree(run, alone[0].v2, "", alone[0].directory)
+            attach(run, tree, self.target, options, directory=True)
             return
         kernel = run.kernel
         context = kernel.fsopen("tmpfs")
@@ -460,10 +463,18 @@ class CgroupView(Step):
         os.close(place)
         for each in found:
             try:
-                self._one(run, each.v2, each.data, each.directory, f"{self.target}/{each.name}")
+                tree, options = self._tree(run, each.v2, each.data, each.directory)
             except CallError as error:
                 if error.errno != errno.ENOENT:  # a hierarchy in which we have no group
                     raise
+                continue
+            set_attributes(run, tree, options)
+            kernel.mkdirat(top, each.name, 0o755)  # by its descriptor: nobody has put a link into our own tmpfs
+            place = kernel.open(each.name, os.O_PATH | os.O_NOFOLLOW, at=top)
+            kernel.move_mount(tree, place)
+            set_propagation(run, tree, options)
+            os.close(place)
+            os.close(tree)
             if "," in each.name:
                 for single in each.name.split(","):
                     kernel.symlinkat(each.name, top, single)
@@ -472,12 +483,11 @@ class CgroupView(Step):
         set_propagation(run, top, self.options)
         os.close(top)
 
-    def _one(self, run: Run, v2: bool, data: str, directory: str, target: str) -> None:
+    def _tree(self, run: Run, v2: bool, data: str, directory: str) -> tuple[int, Options]:
         kernel = run.kernel
         options = self.options if v2 and not data else Options(set=self.options.set, clear=self.options.clear)
         if not self.namespace:
-            attach(run, kernel.open_tree(k.AT_FDCWD, directory), target, options, directory=True)
-            return
+            return kernel.open_tree(k.AT_FDCWD, directory), options
         context = kernel.fsopen("cgroup2" if v2 else "cgroup")
         try:
             kernel.fsconfig_string(context, "source", "cgroup")
@@ -488,14 +498,13 @@ class CgroupView(Step):
                 else:
                     kernel.fsconfig_flag(context, name)
             kernel.fsconfig_create(context)
-            tree = kernel.fsmount(context, 0)
+            return kernel.fsmount(context, 0), options
         except CallError as error:
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
-            tree = kernel.open_tree(k.AT_FDCWD, directory)
+            return kernel.open_tree(k.AT_FDCWD, directory), options
         finally:
             os.close(context)
-        attach(run, tree, target, options, directory=True)
 
 
 # ---- hidden and read-only paths

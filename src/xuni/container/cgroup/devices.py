@@ -10,6 +10,7 @@ import errno
 
 from xuni.container.cgroup.files import read, write
 from xuni.container.record import Record, SpecError
+from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,13 +145,18 @@ class Exceptions:
 def apply_v1(directory: str, given: tuple[DeviceCgroup, ...]) -> None:
     """Raises SpecError where a group above refuses what is asked for, OSError."""
     target = Exceptions.of(rules(given))
+    todo: list[tuple[str, list[str]]] = []
     for file, line in Exceptions.parse(read(directory, "devices.list")).transition(target):
+        if not todo or todo[-1][0] != file:
+            todo.append((file, []))
+        todo[-1][1].append(line)
+    for file, lines in todo:
         try:
-            write(directory, file, line)
-        except OSError as error:
+            write(directory, file, *lines)
+        except CallError as error:
             if error.errno != errno.EPERM or file == "devices.deny":
                 raise
-            raise SpecError(f"devices: {directory} cannot be allowed {line!r}: a group above it is not") from None
+            raise SpecError(f"devices: {directory} cannot be allowed {error.arguments[-1]!r}: a group above it is not") from None
 
 
 # ---- v2: a program that the kernel asks

@@ -44,15 +44,16 @@ def read_or(directory: str, name: str, default: str) -> str:
         raise
 
 
-def write(directory: str, name: str, value: str | int) -> None:
-    """One write(2), as the kernel wants it. Raises CallError with the value and the file."""
+def write(directory: str, name: str, *values: str | int) -> None:
+    """One write(2) for each value, as the kernel wants it. Raises CallError with the value and the file."""
     path = f"{directory}/{name}"
-    call = "openat"
+    call, value = "openat", values[0]
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             call = "write"
-            os.write(descriptor, str(value).encode())
+            for value in values:
+                os.write(descriptor, str(value).encode())
         finally:
             os.close(descriptor)
     except OSError as error:

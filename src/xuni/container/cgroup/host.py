@@ -160,8 +160,11 @@ class HostGroup:
     def delete(self) -> None:
         deadline = time.monotonic() + PATIENCE
         for directory in reversed(self._directories):
-            for here in reversed(list(_walk(directory))):
-                _remove(here, deadline)
+            try:
+                os.rmdir(directory)  # most have nothing below
+            except OSError:
+                for here in reversed(list(_walk(directory))):
+                    _remove(here, deadline)
 
     # ---- limits
 
