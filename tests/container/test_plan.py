@@ -37,7 +37,8 @@ def test_the_same_configuration_gives_the_same_plan() -> None:
 
 def test_the_example_in_order() -> None:
     steps = planned({"process.terminal": False})
-    assert names(steps.prepare) == ["MakeGroup", "LimitGroup"]
+    assert names(steps.prepare) == ["MakeGroup"]
+    assert names(steps.limit) == ["LimitGroup"]
     assert steps.clone == ("pid",)
     assert names(steps.enter)[:3] == ["EnterGroup", "Unshare", "Loopback"]
     assert names(steps.build)[:4] == ["Propagation", "OpenRoot", "AttachRoot", "Filesystem"]

@@ -4,8 +4,8 @@
     ───────────                                    ────
     create: prepare  (sources, control groups)
             clone ────────────────────────────────▶ (waits)
-            adopt    (id maps, limits)  ──"a"─────▶ enter   (groups, namespaces)
-                                                    build   (mounts, devices)
+            adopt    (id maps, rlimits) ──"a"─────▶ enter   (groups, namespaces)
+            limit    (its groups)                   build   (mounts, devices)
             host_hooks (prestart, createRuntime) ◀──"b"──
                                         ──"h"─────▶ seal    (createContainer, the new root)
                                                     become  (user, capabilities)
@@ -82,6 +82,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
             talk.runtime()
         apply(steps.adopt, run)
         talk.tell(b"a")
+        apply(steps.limit, run)
         talk.expect(b"b", run.take)
         kept = kept.replaced(pid=run.pid, started=process(run.pid)[1], phase="made")
         run.state = json.dumps(report(kept, "creating"))

@@ -44,6 +44,7 @@ class Plan(Record):
     clone: tuple[str, ...]  # the namespaces that init is born into
     adopt: tuple[Step, ...]  # the runtime: id maps, limits of init itself
     enter: tuple[Step, ...]  # init: its control groups and namespaces
+    limit: tuple[Step, ...]  # the runtime meanwhile: the limits of its groups, in force before anything of the image's runs
     build: tuple[Step, ...]  # init: the tree of files
     host_hooks: tuple[Step, ...]  # the runtime: network interfaces, prestart, createRuntime
     seal: tuple[Step, ...]  # init: createContainer, the new root, hidden paths
@@ -95,6 +96,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         prepare.append(ConnectConsole(host.console_socket))
 
     adopt: list[Step] = []
+    limit: list[Step] = []
     enter: list[Step] = []
     moves: list[Step] = []  # once init has its network namespace
     if "user" in new:
@@ -104,7 +106,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
 
         prepare.append(MakeGroup(linux.cgroupsPath))
         if linux.resources is not None:
-            prepare.append(LimitGroup(linux.resources))
+            limit.append(LimitGroup(linux.resources))
         enter.append(EnterGroup())
     nodes = _configured(linux)
     prepare += early_sources
@@ -192,7 +194,8 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
         become += more
         begin += last
     return Plan(
-        tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter), tuple(build),
+        tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter),
+        tuple(limit), tuple(build),
         (*moves, *_hooks("prestart", hooks.prestart), *_hooks("createRuntime", hooks.createRuntime)),
         tuple(seal), tuple(become), tuple(begin),
         tuple(_hooks("poststart", hooks.poststart)), tuple(_hooks("poststop", hooks.poststop)),
