@@ -59,7 +59,7 @@ def mounts_below(spec: Spec, bundle: str) -> int:
     """Without a mount namespace the container's mounts are the host's: 1 and how many were at its root before, else 0."""
     if spec.linux and any(each.type == "mount" for each in spec.linux.namespaces):
         return 0
-    from xuni.container.mounts import count_mounts
+    from xuni.container.stacked import count_mounts
 
     return 1 + count_mounts(rootfs(spec, bundle))
 

@@ -235,7 +235,7 @@ def _end(container: Container, *, ended: bool = False) -> None:
     if group:
         group.delete()
     if kept.mounts_below:
-        from xuni.container.mounts import unmount_extra
+        from xuni.container.stacked import unmount_extra
 
         unmount_extra(k.Linux(), kept.rootfs, kept.mounts_below - 1)
 

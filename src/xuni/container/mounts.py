@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing import Final
 
     from xuni.container.spec import IDMapping
-    from xuni.host.linux.kernel import Linux
 
 # Option: attributes set, attributes cleared (mount_setattr(2)).
 _ATIME = k.MOUNT_ATTR__ATIME
@@ -178,19 +177,7 @@ class PivotRoot(Step):
         kernel.umount(".")
         kernel.chdir("/")
         os.close(host)
-        forget_modules()
-
-
-def count_mounts(path: str) -> int:
-    """How many mounts are stacked at `path`."""
-    with open("/proc/self/mountinfo") as file:
-        return sum(line.split()[4] == path for line in file)
-
-
-def unmount_extra(kernel: Linux, path: str, wanted: int) -> None:
-    """Take down what is mounted at `path` beyond `wanted`, with all below it."""
-    for _ in range(count_mounts(path) - wanted):
-        kernel.umount(path)
+        leave_host(run)
 
 
 class FindRoot(Step):
@@ -221,11 +208,18 @@ class MoveRoot(Step):
             os.close(place)
         run.kernel.chroot(".")
         run.kernel.chdir("/")
-        forget_modules()
+        leave_host(run)
+
+
+def leave_host(run: Run) -> None:
+    """From now on the file system is the image's: nothing may be imported from it."""
+    for name in SPECIAL:
+        if name in run.files:
+            os.close(run.files.pop(name))
+    forget_modules()
 
 
 def forget_modules() -> None:
-    """From now on the file system is the image's: nothing may be imported from it."""
     sys.path.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "__name__", "") in ("BuiltinImporter", "FrozenImporter")]
@@ -431,7 +425,11 @@ def attach(run: Run, tree: int, target: str, options: Options, directory: bool, 
             os.close(place)
         set_propagation(run, tree, options)
     finally:
-        os.close(tree)
+        name = "mounted " + target.rstrip("/")
+        if name in SPECIAL:
+            tree, run.files[name] = run.files.get(name, -1), tree
+        if tree >= 0:
+            os.close(tree)
 
 
 class CgroupView(Step):
@@ -509,6 +507,28 @@ class CgroupView(Step):
 
 # ---- hidden and read-only paths
 
+SPECIAL: Final = ("mounted /proc", "mounted /sys")
+
+
+def find(run: Run, path: str) -> int:
+    """A descriptor of what is to be hidden or made read-only. Whoever shares the root may have put another directory in the
+    place of /proc or /sys since we mounted it, so what lies there must be what we mounted. Raises CallError, SpecError."""
+    names = [each for each in path.split("/") if each not in ("", ".")]
+    mounted = run.files.get("mounted /" + names[0], -1) if len(names) > 1 and ".." not in names else -1
+    if mounted < 0:
+        return open_in_root(run.kernel, run.root, path)
+    try:
+        here = run.kernel.openat2(run.root, names[0], os.O_PATH, 0, k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS)
+    except CallError as error:
+        raise SpecError(f"/{names[0]} went away while the container was made: {error}") from None
+    try:
+        ours, now = os.fstat(mounted), os.fstat(here)
+        if (ours.st_dev, ours.st_ino) != (now.st_dev, now.st_ino):
+            raise SpecError(f"/{names[0]} is not what was mounted there: somebody exchanged it, so {path} cannot be hidden")
+        return open_in_root(run.kernel, here, "/".join(names[1:]))
+    finally:
+        os.close(here)
+
 
 class Mask(Step):
     """Hide `paths`: an empty read-only directory over directories, the host's /dev/null over all else.
@@ -528,7 +548,7 @@ class Mask(Step):
         empty = -1
         for path in dict.fromkeys(self.paths):
             try:
-                place = open_in_root(kernel, run.root, path)
+                place = find(run, path)
             except CallError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                     continue
@@ -567,7 +587,7 @@ class ReadOnly(Step):
         kernel = run.kernel
         for path in self.paths:
             try:
-                place = open_in_root(kernel, run.root, path)
+                place = find(run, path)
             except CallError as error:
                 if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                     continue
