@@ -53,8 +53,12 @@ COMMANDS: Final = {
     "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
              "print the steps that a bundle would take, without taking them"),
     "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
+    "checkpoint": ((), (), ("ID",), "refused, with the reason"),
+    "restore": ((), (), ("ID",), "refused, with the reason"),
     "delete": ((), ("force", "regex"), ("ID",), "remove a container that has stopped; with --regex, all whose id matches"),
 }
+_NO_CRIU = "the processes of a container are not saved and taken up again here: that takes CRIU, which is not driven here"
+REFUSED: Final = {"checkpoint": _NO_CRIU, "restore": _NO_CRIU}
 RUNTIME_FAILED: Final = 255  # of exec, whose process may well exit with 1 itself
 HELP: Final = """Usage: xuni-oci [OPTIONS] COMMAND [ARGUMENTS]
 
@@ -182,6 +186,8 @@ def parse(given: list[str], valued: tuple[str, ...], flags: tuple[str, ...], *, 
             continue
         name, equals, value = item.lstrip("-").partition("=")
         name = SHORT.get(name, name)
+        if name == "force" and "format" in valued:
+            name = "format"
         if name in flags or name in ("help", "version"):
             if equals and value not in ("true", "false"):
                 raise UsageError(f"{item}: --{name} takes no value")
@@ -208,8 +214,12 @@ def _command(options: dict[str, str], rest: list[str]) -> int:
     if not rest or "help" in options or rest[0] == "help":
         return _help()
     name = rest.pop(0)
+    help_wanted = rest[:1] in (["-h"], ["--help"])
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; `xuni-oci --help` lists them")
+        what = f"No help topic for {name!r}" if help_wanted else f"unknown command {name!r}"
+        raise UsageError(f"{what}; `xuni-oci --help` lists the commands")
+    if name in REFUSED and not help_wanted:
+        raise UsageError(f"{name}: {REFUSED[name]}")
     valued, flags, names, _ = COMMANDS[name]
     given, arguments = parse(rest, valued, flags, stop=name in ("exec", "ps"))
     if "help" in given:
@@ -452,9 +462,10 @@ def _help() -> int:
 
 def _command_help(name: str) -> int:
     valued, flags, names, about = COMMANDS[name]
-    options = "".join([f"  --{each} VALUE\n" for each in valued] + [f"  --{each}\n" for each in flags])
-    sys.stdout.write(f"Usage: xuni-oci {name} [OPTIONS] {' '.join(names)}\n\n{about[0].upper()}{about[1:]}.\n"
-                     + (f"\nOptions:\n{options}" if options else ""))  # fmt: skip
+    options = "".join([f"   --{each} VALUE\n" for each in valued] + [f"   --{each}\n" for each in flags])
+    sys.stdout.write(f"NAME:\n   xuni-oci {name} - {about}\n\nUSAGE:\n   xuni-oci {name} [OPTIONS] {' '.join(names)}\n"
+                     + (f"\nOPTIONS:\n{options}" if options else "")
+                     + (f"\nWHY:\n   {REFUSED[name]}\n" if name in REFUSED else ""))  # fmt: skip
     return 0
 
 

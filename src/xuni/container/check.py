@@ -149,7 +149,10 @@ def _linux(spec: Spec, linux: Linux) -> None:
         _one_of("linux.memoryPolicy.mode: invalid memory policy mode", linux.memoryPolicy.mode, MEMORY_MODES)
         for flag in linux.memoryPolicy.flags:
             _one_of("linux.memoryPolicy.flags: invalid memory policy flag", flag, MEMORY_FLAGS)
-        numbers(linux.memoryPolicy.nodes, "linux.memoryPolicy.nodes: invalid memory policy node")
+        nodes = numbers(linux.memoryPolicy.nodes, "linux.memoryPolicy.nodes: invalid memory policy node")
+        if nodes and linux.memoryPolicy.mode in ("MPOL_DEFAULT", "MPOL_LOCAL"):
+            raise SpecError(f"linux.memoryPolicy.nodes: {linux.memoryPolicy.mode}: mode requires 0 nodes but got {len(nodes)} "
+                            f"({linux.memoryPolicy.nodes})")  # fmt: skip
     _sysctl(linux, seen)
     if linux.intelRdt is not None:
         raise SpecError("linux.intelRdt is not supported: it would need the resctrl file system; remove it")

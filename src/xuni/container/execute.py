@@ -132,6 +132,8 @@ def plan_exec(process: Process, linux: Linux, wishes: ExecWishes, host: plan.Hos
     if process.execCPUAffinity is not None:
         if process.execCPUAffinity.initial:
             join.append(proc.SetAffinity(process.execCPUAffinity.initial))
+    if linux.memoryPolicy is not None:
+        join.append(proc.SetMemoryPolicy(linux.memoryPolicy))  # a process takes it from its parent, and ours is not init
     if process.apparmorProfile or process.selinuxLabel:
         from xuni.container.labels import OpenLabel
 

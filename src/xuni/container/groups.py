@@ -6,18 +6,34 @@ from xuni.container.spec import Resources
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import system as os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xuni.container.cgroup import Group
+
+
+def refuse_used(group: Group, container: str) -> None:
+    """A group in which processes live is somebody else's, and one that is frozen would hold init before its first step.
+    Raises SpecError.
+    """
+    place = next((each for each in group.paths.values() if os.path.isdir(each)), "")
+    if not place:
+        return
+    if group.populated():
+        raise SpecError(f"container's cgroup is not empty: {place}: processes of something else live in it, and a container "
+                        "ends what is in its groups; choose another linux.cgroupsPath")  # fmt: skip
+    if group.frozen():
+        raise SpecError(f"container's cgroup unexpectedly frozen: {place} was there before {container}, and nothing runs in it "
+                        "until it is thawed")  # fmt: skip
+
 
 class MakeGroup(Step):
-    """Make the container's groups; a group in which processes live is somebody else's."""
+    """Make the container's groups, or take them as they are."""
 
     path: str
 
     def apply(self, run: Run) -> None:
         assert run.group is not None
         run.group.create()
-        if run.group.populated():
-            raise SpecError(f"container's cgroup is not empty: {self.path or run.container}: processes of "
-                            f"something else live in it")
         run.entrances = run.group.entrances()
         run.birthplace = run.group.clone_target()
 

@@ -9,8 +9,6 @@ import time
 
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
-from xuni.host.linux.trampoline import available
-from xuni.host.linux.trampoline import make as make_trampoline
 
 TYPE_CHECKING = False
 
@@ -48,13 +46,15 @@ def execute(hook: RunHook, run: Run) -> None:
             for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            if hook.point != "startContainer":
+            if hook.point == "createContainer":
+                os.fchdir(run.root)  # where its mounts go
+            elif hook.point != "startContainer":
                 os.chdir(run.bundle)
             # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
             given = hook.env or (run.environment if hook.point == "startContainer" else ())
             environment = [each.encode() for each in given] or [b"%s=%s" % each for each in os.environb.items()]
             # One that is in the image may lead to /proc/self/exe, as the container's program may.
-            through = make_trampoline(run.kernel) if hook.point == "startContainer" and available() else -1
+            through = run.files.get("trampoline", -1) if hook.point == "startContainer" else -1
             run.kernel.execve(hook.path, [each.encode() for each in hook.args or (hook.path,)], environment, through)
         except OSError as error:
             os.write(2, f"{error.strerror}".encode())
@@ -74,10 +74,14 @@ def execute(hook: RunHook, run: Run) -> None:
                         f"{hook.timeout} s (deadline exceeded)")  # fmt: skip
     if status:
         code = os.waitstatus_to_exitcode(status)
-        ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+        ended = f"failed with exit code {code}" if code >= 0 else f"was killed by signal {-code}, {_strsignal(-code)}"
         text = said.decode(errors="backslashreplace").replace("\0", "\\0").strip()
         raise SpecError(f"error running {hook.point} hook #{hook.index}: {hook.path}: {hook.point} hook "
                         f"{ended}" + (f": {text}" if text else ""))
+
+
+def _strsignal(number: int) -> str:
+    return (_signal.strsignal(number) or "unknown").lower()  # "bad system call": a seccomp filter's
 
 
 def _converse(hook: RunHook, run: Run, inward: int, outward: int, pid: int, pidfd: int) -> bytes | None:

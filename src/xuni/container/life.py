@@ -26,6 +26,7 @@ from xuni.container.bundle import Wishes, hand_out, load, mounts_below, rootfs
 from xuni.container.existing import Container, open_container, signal, wait_for_end
 from xuni.container.namespaces import KINDS
 from xuni.container.plan import Host, plan
+from xuni.container.process import end_on_signals
 from xuni.container.record import SpecError
 from xuni.container.state import Home, State, process, report
 from xuni.container.step import Run, StepFailed, apply
@@ -65,11 +66,16 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
 
         run.group = place(spec.linux.cgroupsPath if spec.linux else "", container, rootless=not host.root)
     kept = State(container, wishes.bundle, rootfs(spec, wishes.bundle), wishes.config, state.now(), state.owner(),
-                 os.getpid(), process(os.getpid())[1], dict(run.group.paths) if run.group else None, spec.annotations,
+                 os.getpid(), process(os.getpid())[1], None, spec.annotations,
                  rootless=not host.root, mounts_below=mounts_below(spec, wishes.bundle))  # fmt: skip
     home.claim()
     try:
         home.keep_config(text)
+        if run.group:
+            from xuni.container.groups import refuse_used
+
+            refuse_used(run.group, container)  # before the state names them: what ends a container ends its groups
+            kept = kept.replaced(cgroups=dict(run.group.paths))
         home.write(kept)
         if wait:
             run.files["start"] = home.listen()
@@ -148,6 +154,9 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
         apply(steps.seal, run)
         apply(steps.become, run)
         run.close_log()  # whoever reads the runtime's standard error shall not wait for `start`
+        if "start" in run.files:
+            run.wait_with(talk.into, talk.out, run.files["start"])
+            end_on_signals()
         talk.tell(b"r")
         talk.expect(b"g")
         if "start" in run.files:

@@ -63,8 +63,17 @@ class Options(Record):
     data: tuple[tuple[str, str | None], ...] = ()
 
 
-def sort_options(options: tuple[str, ...], place: str = "mounts") -> Options:
-    """Raises SpecError for what contradicts itself."""
+# What a bind mount with any option of ATTRIBUTES does not have unless it says so, as with `mount --bind -o`: the source's do
+# not shine through. In a user namespace those that the kernel locks there stay, unless an option says otherwise.
+IMPLIED: Final = (k.MOUNT_ATTR_RDONLY | k.MOUNT_ATTR_NOSUID | k.MOUNT_ATTR_NODEV | k.MOUNT_ATTR_NOEXEC
+                  | k.MOUNT_ATTR_NOSYMFOLLOW)  # fmt: skip
+IMPLIED_IN_USERNS: Final = k.MOUNT_ATTR_NOSYMFOLLOW
+
+
+def sort_options(options: tuple[str, ...], place: str = "mounts", implied: int = 0) -> Options:
+    """`implied` is what a bind mount with attributes loses if it was not asked for. Raises SpecError for what contradicts
+    itself.
+    """
     bind = recursive = copy_up = copy_link = False
     follow_source = follow_target = True
     given = [0, 0]
@@ -96,6 +105,8 @@ def sort_options(options: tuple[str, ...], place: str = "mounts") -> Options:
             if key == "idmap" and equals:
                 raise SpecError(f"{place}: the mapping of {option} belongs into uidMappings and gidMappings")
             data.append((key, value if equals else None))
+    if bind and (given[0] or given[1]):
+        given[1] |= implied & ~given[0]
     return Options(bind, recursive, given[0], given[1], deep[0], deep[1], tuple(propagation), idmap, copy_up, follow_source,
                    follow_target, copy_link, tuple(data))  # fmt: skip
 

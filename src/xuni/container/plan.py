@@ -63,6 +63,8 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     kinds = {each.type: each.path for each in linux.namespaces}
     new = tuple([kind for kind in ns.KINDS if kind in kinds and not kinds[kind]])
     joined = tuple([kind for kind in ns.KINDS if kinds.get(kind)])
+    if host.root:  # who may enter all of them; inside the user namespace only what it owns
+        joined = (*[kind for kind in joined if kind != "user"], *[kind for kind in joined if kind == "user"])
     userns = "user" in kinds
     assert spec.root is not None
     root = spec.root.path if spec.root.path.startswith("/") else f"{bundle}/{spec.root.path}"
@@ -78,7 +80,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
 
     opening: list[Step] = []
     filling: list[Step] = []
-    _mounts(spec, linux, kinds, bundle, by_runtime, opening, filling)
+    _mounts(spec, linux, kinds, bundle, os.path.normpath(root), by_runtime, opening, filling)
     early_sources = opening if not by_runtime else []  # idmapped ones
     if by_runtime:
         opening.insert(0, mnt.OpenRoot(root))
@@ -190,9 +192,7 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     become: list[Step] = []
     begin: list[Step] = list(_hooks("startContainer", hooks.startContainer))
     if process is not None:
-        more, last = identity(process, linux, keep_groups)
-        become += more
-        begin += last
+        become, begin = identity(process, linux, keep_groups, begin)
     return Plan(
         tuple(prepare), tuple([ns.Join(kind, kinds[kind]) for kind in early]), born, tuple(adopt), tuple(enter),
         tuple(limit), tuple(build),
@@ -202,8 +202,10 @@ def plan(spec: Spec, bundle: str, host: Host) -> Plan:
     )  # fmt: skip
 
 
-def identity(process: Process, linux: Linux, keep_groups: bool = False) -> tuple[list[Step], list[Step]]:
-    """Who the process is and what it may: steps before `start`, and those right before the process. Exec's too."""
+def identity(process: Process, linux: Linux, keep_groups: bool = False,
+             hooks: list[Step] | None = None) -> tuple[list[Step], list[Step]]:  # fmt: skip
+    """Who the process is and what it may: steps before `start`, and those right before the process, with startContainer
+    `hooks`, which are under the same filter, among them. Exec's too."""
     become: list[Step] = [proc.ResetAffinity()]
     if linux.personality is not None:
         become.append(proc.SetPersonality(proc.persona(linux.personality)))
@@ -235,6 +237,7 @@ def identity(process: Process, linux: Linux, keep_groups: bool = False) -> tuple
     if caps is not None:
         become.append(proc.BoundCapabilities(proc.mask(caps.bounding)))
     user = process.user
+    become.append(proc.ChangeDirectory(process.cwd, early=True))
     become.append(proc.BecomeUser(user.uid, user.gid, user.additionalGids, user.umask, keep_groups))
     if caps is not None:
         become.append(proc.SetCapabilities(proc.mask(caps.permitted), proc.mask(caps.effective), proc.mask(caps.inheritable),
@@ -244,13 +247,14 @@ def identity(process: Process, linux: Linux, keep_groups: bool = False) -> tuple
     begin: list[Step] = [proc.RestoreSignals()]
     if available() and _may_execveat(linux):
         # In a user namespace too: who made it without privilege, or maps the host's root, may own our program.
-        become.append(proc.PrepareTrampoline())
+        begin.append(proc.PrepareTrampoline())
     if linux.seccomp is not None and linux.seccomp.listenerPath:
         become += seccomp  # while the runtime that knows the listener is there
     else:
         begin += seccomp
     if keep and caps is not None:
         begin.append(proc.FinishCapabilities())
+    begin += hooks or ()
     begin.append(proc.Execute(process.args))
     return become, begin
 
@@ -269,14 +273,15 @@ def _may_execveat(linux: Linux) -> bool:
 _ALLOWING: Final = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 
 
-def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_runtime: bool, opening: list[Step],
+def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, root: str, by_runtime: bool, opening: list[Step],
             filling: list[Step]) -> None:  # fmt: skip
     userns = "user" in kinds
+    below = root + "/" if root != "/" else "//"
     for index, mount in enumerate(spec.mounts):
-        options = mnt.sort_options(mount.options, f"mounts[{index}]")
+        options = mnt.sort_options(mount.options, f"mounts[{index}]", mnt.IMPLIED_IN_USERNS if userns else mnt.IMPLIED)
         if options.copy_up:
             import xuni.container.copying  # noqa: F401 - init may not be able to read it
-        target = "/" + mount.destination.lstrip("/")
+        target = "/" + mount.destination.removeprefix(below).lstrip("/")  # a path of the host's in the root means the same
         if options.bind or mount.type == "bind":
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             idmap, maps, path = options.idmap, (mount.uidMappings, mount.gidMappings), ""
@@ -288,7 +293,15 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, by_run
                     raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
             # Making an id map takes /proc with the host's process numbers, which is not what init sees.
             uid, gid = maps if idmap and not path else ((), ())
-            (opening if by_runtime or idmap else filling).append(mnt.OpenSource(index, source, options, idmap, uid, gid, path))
+            if source.startswith(below) and not options.copy_link:
+                from xuni.container.inside import KeepIdMap, OpenInside
+
+                if idmap:
+                    opening.append(KeepIdMap(index, uid, gid, path))
+                filling.append(OpenInside(index, source.removeprefix(root), options, idmap, by_runtime))
+            else:
+                (opening if by_runtime or idmap else filling).append(
+                    mnt.OpenSource(index, source, options, idmap, uid, gid, path))  # fmt: skip
             filling.append(mnt.Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))

@@ -170,18 +170,29 @@ def bounding(kernel: Linux) -> int:
 
 class ChangeDirectory(Step):
     """Go where the process is to begin, and see that this is inside the root (a leaked descriptor can lead out:
-    CVE-2024-21626)."""
+    CVE-2024-21626).
+
+    Once with the rights of the container's root (`early`), once as the process's user: a directory that only one of the two
+    may enter is entered, and which one it is depends on the image's permissions and on file systems such as NFS and FUSE.
+    """
 
     path: str
+    early: bool = False
 
     def apply(self, run: Run) -> None:
-        run.kernel.chdir(self.path)
+        try:
+            run.kernel.chdir(self.path)
+        except OSError as error:
+            if error.errno != errno.EACCES or not (self.early or run.arrived):
+                raise
+            return
         try:
             here = os.getcwd()
         except OSError:
             here = "(unreachable)"
         if not here.startswith("/"):
             raise SpecError(f"process.cwd: {self.path} leads out of the container's root")
+        run.arrived = True
 
 
 class FindHome(Step):
@@ -343,6 +354,20 @@ class RestoreSignals(Step):
         for number in (_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGINT):
             _signal.signal(number, _signal.SIG_DFL)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+
+
+def end_on_signals() -> None:
+    """In a created init, which waits: the kernel keeps from the first process of a PID namespace every signal that it has no
+    handler for (pid_namespaces(7)), and `kill` shall end it all the same. execve takes the handlers away.
+    """
+    for number in _signal.valid_signals() - _HARMLESS:
+        if _signal.getsignal(number) == _signal.SIG_DFL:
+            _signal.signal(number, lambda number, _: os._exit(128 + number))
+
+
+# Those that nothing can handle, and those that end nobody by default.
+_HARMLESS: Final = frozenset((_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGCONT, _signal.SIGTSTP,
+                              _signal.SIGTTIN, _signal.SIGTTOU, _signal.SIGURG, _signal.SIGWINCH))  # fmt: skip
 
 
 class ResetAffinity(Step):

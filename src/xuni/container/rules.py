@@ -71,6 +71,12 @@ RULES: Final = (
      "without noNewPrivileges a filter takes CAP_SYS_ADMIN in the user namespace of the process"),
     ("LoadSeccomp", "seccomp", e.EINVAL, "this kernel does not know one of the flags or actions, or the program is too long"),
     ("LoadSeccomp", "seccomp", e.EBUSY, "one filter of the process has a notify listener already"),
+    ("SetScheduler(.*SCHED_DEADLINE", "sched_setattr", e.EPERM,
+     "a deadline task must be free to run on every processor: process scheduler can't be used together with AllowedCPUs "
+     "(linux.resources.cpu.cpus); and it takes CAP_SYS_NICE"),
+    ("SetScheduler", "sched_setattr", e.EPERM,
+     "real-time policies and lower nice values take CAP_SYS_NICE in the host's user namespace, or RLIMIT_RTPRIO and RLIMIT_NICE"),
+    ("SetScheduler", "sched_setattr", e.EBUSY, "the deadline bandwidth of these processors is spoken for"),
     ("Sysctl", "openat", e.ENOENT, "this kernel has no such parameter"),
     ("Sysctl", "openat", e.EROFS, "/proc/sys is read-only where the runtime runs: it is in a container itself"),
     ("Sysctl", "openat", e.EACCES, "this parameter belongs to the host's user namespace"),

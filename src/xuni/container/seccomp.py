@@ -169,6 +169,8 @@ class LoadSeccomp(Step):
         bits = NEW_LISTENER if self.listens else 0
         for flag in self.flags:
             bits |= FLAGS[flag]
+        if run.debug:
+            run.say("debug", f"seccomp filter flags: {bits}")
         result = run.kernel.seccomp(1, bits, run.filter)  # SECCOMP_SET_MODE_FILTER
         if self.listens:
             assert run.talk is not None

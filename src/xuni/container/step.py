@@ -52,6 +52,7 @@ class Run:
         self.traced = self.debug = False
         self.log = -1
         self.log_json: bool | None = None
+        self.arrived = False  # in the process's working directory
         self.program = ""  # the file to execute
         self.capabilities = 0, 0, 0  # effective, permitted, inheritable in the end
         self.environment: tuple[str, ...] = ()  # of the process
@@ -100,10 +101,15 @@ class Run:
         if what == "terminal":
             self.console = taken
             return
-        from xuni.container.seccomp import send_listener
-
         try:
-            send_listener(self, taken, self.pid)
+            if what == "seccomp":
+                from xuni.container.seccomp import send_listener
+
+                send_listener(self, taken, self.pid)
+            else:
+                from xuni.container.inside import put_id_map
+
+                put_id_map(self, what, taken)
         finally:
             os.close(taken)
 
@@ -112,6 +118,15 @@ class Run:
         self.kernel.close_range(3)
         for descriptor in self.preserved:
             os.set_inheritable(descriptor, True)
+
+    def wait_with(self, *needed: int) -> None:
+        """In a created init, before it waits for `start`: whatever else the runtime had open, or was given, is not its own."""
+        first = 3
+        for descriptor in sorted({*needed, *self.preserved, *self.hook_output.values()}):
+            if descriptor > first:
+                self.kernel.close_range(first, 0, descriptor - 1)
+            first = max(first, descriptor + 1)
+        self.kernel.close_range(first, 0)
 
     def warn(self, text: str) -> None:
         self.say("warning", text)

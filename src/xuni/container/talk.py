@@ -61,7 +61,7 @@ class Talk:
             line = b""
             while not line.endswith(b"\n"):
                 line += os.read(self.into, 1)
-            what, _, descriptor = line.decode().partition(" ")
+            what, _, descriptor = line.decode().rpartition(" ")
             take(what, int(descriptor))
             self.tell(b"k")
 

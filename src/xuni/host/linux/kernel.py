@@ -144,8 +144,8 @@ class Linux:
         flags = os.O_CLOEXEC | os.O_NONBLOCK
         return call("signalfd4", -1, signals.to_bytes(8, "little"), 8, flags, shown=(-1, hex(signals), 8, flags))
 
-    def close_range(self, first: int, flags: int = CLOSE_RANGE_CLOEXEC) -> None:
-        call("close_range", first, 0xFFFFFFFF, flags, shown=(first, "~0", flags))
+    def close_range(self, first: int, flags: int = CLOSE_RANGE_CLOEXEC, last: int = 0xFFFFFFFF) -> None:
+        call("close_range", first, last, flags, shown=(first, "~0" if last == 0xFFFFFFFF else last, flags))
 
     # ---- mounts
 
