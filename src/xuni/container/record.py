@@ -33,40 +33,45 @@ class SpecError(ValueError):
     """What was given is not what the specification asks for; the text begins with the place, `process.args[2]: …`."""
 
 
-class _Fields(type):
-    """Turns annotations into slots."""
+class _Fields:
+    """`SomeRecord.fields`: the names of its fields, inherited ones first, to their annotations and defaults (or MISSING)."""
 
-    def __new__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _Fields:
-        annotations = namespace.get("__annotations__", {})
-        fields: dict[str, tuple[str, object]] = {}
-        for base in bases:
-            fields.update(getattr(base, "fields", {}))
-        for field, annotation in annotations.items():
-            fields[field] = (annotation, namespace.pop(field, MISSING))
-        namespace["__slots__"] = tuple(annotations)
-        made = super().__new__(cls, name, bases, namespace)
-        made.fields = fields  # type: ignore[attr-defined]
-        return made
+    def __get__(self, instance: object, cls: type) -> dict[str, tuple[str, object]]:
+        # Read when first asked for: a program has a hundred kinds of records, and makes some of a few.
+        return _fields.get(cls) or _read_fields(cls)
+
+
+_fields: dict[type, dict[str, tuple[str, object]]] = {}
+
+
+def _read_fields(cls: type) -> dict[str, tuple[str, object]]:
+    found = _fields[cls] = {}
+    for each in reversed(cls.__mro__[:-1]):
+        for name, annotation in each.__annotations__.items():
+            found[name] = annotation, getattr(cls, name, MISSING)
+    return found
 
 
 @dataclass_transform(frozen_default=True)
-class Record(metaclass=_Fields):
-    """Base of the frozen records."""
+class Record:
+    """Base of the frozen records. A default stays the class's attribute, so that a record holds only what it was given."""
 
     if TYPE_CHECKING:
         fields: ClassVar[dict[str, tuple[str, object]]]
+    else:
+        fields = _Fields()
 
     def __init__(self, *values: object, **named: object) -> None:
-        cls = type(self)
-        store = object.__setattr__
-        for (name, (_, default)), value in zip(cls.fields.items(), values + (MISSING,) * len(cls.fields), strict=False):
-            if value is MISSING:
-                value = named.pop(name, default)
-                if value is MISSING:
-                    raise TypeError(f"{cls.__name__}: {name} is missing")
-            store(self, name, value)
-        if named or len(values) > len(cls.fields):
-            raise TypeError(f"{cls.__name__}: too many values: {', '.join(named)}")
+        fields = self.fields
+        own = self.__dict__
+        own.update(zip(fields, values, strict=False))
+        if len(values) > len(fields) or not fields.keys() >= named.keys() or own.keys() & named.keys():
+            raise TypeError(f"{type(self).__name__}: too many values: {', '.join(named)}")
+        own.update(named)
+        if len(own) < len(fields):
+            for name, (_, default) in fields.items():
+                if default is MISSING and name not in own:
+                    raise TypeError(f"{type(self).__name__}: {name} is missing")
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
@@ -95,17 +100,16 @@ def decode(cls: type[R], value: object, place: str = "") -> R:
     if type(value) is not dict:
         raise SpecError(f"{place or 'config'}: an object belongs here, not {_name(value)}")
     made = object.__new__(cls)
-    store = object.__setattr__
+    own = made.__dict__
     module = cls.__module__
     for name, (annotation, default) in cls.fields.items():
         given = value.get(name if name[-1] != "_" else name[:-1])  # `class_` is "class"
         if given is None:
             if default is MISSING:
                 raise SpecError(f"{_at(place, name)} is missing")
-            store(made, name, default)
             continue
         decoder = _decoders.get((module, annotation)) or _decoder(module, annotation)
-        store(made, name, decoder(given, _at(place, name)))
+        own[name] = decoder(given, _at(place, name))
     return made
 
 
