@@ -12,6 +12,7 @@ from xuni.container.example import example
 from xuni.container.mounts import Options, sort_options
 from xuni.container.plan import Host, Plan, plan
 from xuni.container.record import SpecError, decode
+from xuni.container.seccomp import FLAGS, LoadSeccomp
 from xuni.container.spec import Spec
 from xuni.host.linux import kernel as k
 
@@ -122,3 +123,13 @@ def test_no_mount_makes_the_plan_fail_otherwise(options: list[str], kind: str, t
         planned({"process.terminal": False, "mounts": mounts})
     except SpecError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "bits"),
+    [({}, 4), ({"flags": []}, 0), ({"flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_TSYNC"]}, 2)],
+)
+def test_the_flags_of_a_filter(given: dict[str, Any], bits: int) -> None:
+    steps = planned({"process.terminal": False, "linux.seccomp": {"defaultAction": "SCMP_ACT_ALLOW"} | given})
+    load = next(each for each in steps.begin if isinstance(each, LoadSeccomp))
+    assert sum(FLAGS[each] for each in load.flags) == bits

@@ -153,8 +153,8 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
         run.state = json.dumps(report(kept.replaced(pid=os.getpid()), "creating"))  # for hooks in here
         apply(steps.seal, run)
         apply(steps.become, run)
-        run.close_log()  # whoever reads the runtime's standard error shall not wait for `start`
         if "start" in run.files:
+            run.close_log()  # whoever reads the runtime's standard error shall not wait for `start`
             run.wait_with(talk.into, talk.out, run.files["start"])
             end_on_signals()
         talk.tell(b"r")

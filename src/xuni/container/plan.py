@@ -226,9 +226,10 @@ def identity(process: Process, linux: Linux, keep_groups: bool = False,
     seccomp: list[Step] = []
     keep = 0
     if linux.seccomp is not None:
-        from xuni.container.seccomp import LoadSeccomp
+        from xuni.container.seccomp import DEFAULT_FLAGS, LoadSeccomp
 
-        seccomp.append(LoadSeccomp(linux.seccomp.flags, bool(linux.seccomp.listenerPath)))
+        flags = DEFAULT_FLAGS if linux.seccomp.flags is None else linux.seccomp.flags
+        seccomp.append(LoadSeccomp(flags, bool(linux.seccomp.listenerPath)))
     if process.noNewPrivileges:
         become.append(proc.NoNewPrivileges())
     elif linux.seccomp is not None:

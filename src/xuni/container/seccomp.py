@@ -22,8 +22,12 @@ ACTIONS: Final = {
     "SCMP_ACT_TRACE": libseccomp.TRACE, "SCMP_ACT_ALLOW": libseccomp.ALLOW, "SCMP_ACT_LOG": libseccomp.LOG,
     "SCMP_ACT_NOTIFY": libseccomp.NOTIFY,
 }  # fmt: skip
-FLAGS: Final = {"SECCOMP_FILTER_FLAG_TSYNC": 1, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
+# TSYNC is for the other threads of a process, which init has none of; together with a listener the kernel refuses it.
+FLAGS: Final = {"SECCOMP_FILTER_FLAG_TSYNC": 0, "SECCOMP_FILTER_FLAG_LOG": 2, "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
                 "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV": 0x20}  # fmt: skip
+# Without a word about flags: else the filter would switch on the mitigation of speculative store bypass, which is dear and
+# which the specification does not ask for (runc does the same).
+DEFAULT_FLAGS: Final = ("SECCOMP_FILTER_FLAG_SPEC_ALLOW",)
 NEW_LISTENER: Final = 8
 ARCHITECTURES: Final = (
     "SCMP_ARCH_X86", "SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_AARCH64", "SCMP_ARCH_MIPS",
@@ -60,7 +64,7 @@ def check(seccomp: Seccomp) -> None:
                                 f"{', '.join(libseccomp.OPERATORS)}")  # fmt: skip
             if argument.index > 5:
                 raise SpecError(f"linux.seccomp.syscalls[{index}].args: index {argument.index}: a system call has six arguments")
-    for flag in seccomp.flags:
+    for flag in seccomp.flags or ():
         if flag not in FLAGS:
             raise SpecError(f"linux.seccomp.flags: seccomp flag {flag!r} is none of {', '.join(FLAGS)}")
     for architecture in seccomp.architectures:

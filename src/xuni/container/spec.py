@@ -254,7 +254,7 @@ class Seccomp(Record):
     defaultAction: str
     defaultErrnoRet: u32 | None = None
     architectures: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    flags: tuple[str, ...] | None = None
     listenerPath: str = ""
     listenerMetadata: str = ""
     syscalls: tuple[Syscall, ...] = ()
