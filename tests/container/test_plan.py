@@ -133,3 +133,13 @@ def test_the_flags_of_a_filter(given: dict[str, Any], bits: int) -> None:
     steps = planned({"process.terminal": False, "linux.seccomp": {"defaultAction": "SCMP_ACT_ALLOW"} | given})
     load = next(each for each in steps.begin if isinstance(each, LoadSeccomp))
     assert sum(FLAGS[each] for each in load.flags) == bits
+
+
+@pytest.mark.parametrize("listener", ["", "/run/agent.sock"])
+def test_nothing_is_prepared_under_the_filter(listener: str) -> None:
+    """What we do ourselves may be just what it forbids, or asks a listener about."""
+    filter_ = {"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": listener}
+    hook = {"path": "/bin/hook"}
+    steps = planned({"process.terminal": False, "linux.seccomp": filter_, "hooks": {"startContainer": [hook]}})
+    order = names(steps.become + steps.begin)
+    assert order.index("PrepareTrampoline") < order.index("LoadSeccomp") < order.index("RunHook") < order.index("Execute")

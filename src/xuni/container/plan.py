@@ -246,13 +246,12 @@ def identity(process: Process, linux: Linux, keep_groups: bool = False,
     become.append(proc.ChangeDirectory(process.cwd))
     become.append(proc.FindProgram(process.args))
     begin: list[Step] = [proc.RestoreSignals()]
+    # A filter with a listener goes on while the runtime that knows the listener is there.
+    before = become if linux.seccomp is not None and linux.seccomp.listenerPath else begin
     if available() and _may_execveat(linux):
         # In a user namespace too: who made it without privilege, or maps the host's root, may own our program.
-        begin.append(proc.PrepareTrampoline())
-    if linux.seccomp is not None and linux.seccomp.listenerPath:
-        become += seccomp  # while the runtime that knows the listener is there
-    else:
-        begin += seccomp
+        before.append(proc.PrepareTrampoline())
+    before += seccomp
     if keep and caps is not None:
         begin.append(proc.FinishCapabilities())
     begin += hooks or ()
