@@ -38,7 +38,7 @@ START: Final = (
 )  # fmt: skip
 # What they may import besides, and other commands do.
 LATER: Final = (
-    "xuni.container.cgroup.v1", "xuni.container.cgroup.v2",
+    "xuni.container.cgroup.v1", "xuni.container.cgroup.v2", "xuni.container.spec_rare", "xuni.container.rules",
     "xuni.container.cgroup.freezer", "xuni.container.hooks", "xuni.container.seccomp", "xuni.container.terminal",
     "xuni.container.console", "xuni.container.execute", "xuni.host.linux.libseccomp",
 )  # fmt: skip

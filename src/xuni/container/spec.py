@@ -1,23 +1,56 @@
 """config.json of the OCI runtime specification 1.3, as records. Every name is the specification's own.
 
 Each record is one object of config.md or config-linux.md; what only other systems have (solaris, windows, vm, zos,
-freebsd) is not here and is ignored, as the specification asks for unknown properties.
+freebsd) is not here and is ignored, as the specification asks for unknown properties. What few configurations have is in
+spec_rare.py, and is this module's all the same: a class takes 20 µs to make, which a container's start has better uses for.
 
-To add a property: a field here, where it takes effect (plan.py says which step), and tests/container/test_spec.py.
+To add a property: a field here or there, where it takes effect (plan.py says which step), and tests/container/test_record.py.
 """
 
 from __future__ import annotations
 
 from xuni.container.record import Record, i32, i64, u32, u64
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from xuni.container.spec_rare import BlockIO as BlockIO
+    from xuni.container.spec_rare import Box as Box
+    from xuni.container.spec_rare import Cpu as Cpu
+    from xuni.container.spec_rare import CpuAffinity as CpuAffinity
+    from xuni.container.spec_rare import Device as Device
+    from xuni.container.spec_rare import Hook as Hook
+    from xuni.container.spec_rare import HugepageLimit as HugepageLimit
+    from xuni.container.spec_rare import IDMapping as IDMapping
+    from xuni.container.spec_rare import IntelRdt as IntelRdt
+    from xuni.container.spec_rare import InterfacePriority as InterfacePriority
+    from xuni.container.spec_rare import IoPriority as IoPriority
+    from xuni.container.spec_rare import Memory as Memory
+    from xuni.container.spec_rare import MemoryPolicy as MemoryPolicy
+    from xuni.container.spec_rare import NetDevice as NetDevice
+    from xuni.container.spec_rare import Network as Network
+    from xuni.container.spec_rare import Personality as Personality
+    from xuni.container.spec_rare import Pids as Pids
+    from xuni.container.spec_rare import Rdma as Rdma
+    from xuni.container.spec_rare import Scheduler as Scheduler
+    from xuni.container.spec_rare import Seccomp as Seccomp
+    from xuni.container.spec_rare import Syscall as Syscall
+    from xuni.container.spec_rare import SyscallArg as SyscallArg
+    from xuni.container.spec_rare import ThrottleDevice as ThrottleDevice
+    from xuni.container.spec_rare import TimeOffset as TimeOffset
+    from xuni.container.spec_rare import WeightDevice as WeightDevice
+else:
+
+    def __getattr__(name: str) -> type[Record]:
+        from xuni.container import spec_rare
+
+        if not name.startswith("_") and hasattr(spec_rare, name):
+            return getattr(spec_rare, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = ["Spec", "i32", "i64", "u32", "u64"]
 
 # ---- process
-
-
-class Box(Record):
-    height: u64
-    width: u64
 
 
 class User(Record):
@@ -40,27 +73,6 @@ class Rlimit(Record):
     type: str
     soft: u64
     hard: u64
-
-
-class Scheduler(Record):
-    policy: str
-    nice: i32 = 0
-    priority: i32 = 0
-    flags: tuple[str, ...] = ()
-    runtime: u64 | None = None
-    deadline: u64 | None = None
-    period: u64 | None = None
-
-
-class IoPriority(Record):
-    # JSON calls it `class`, which Python will not have as an identifier; record.py drops the underscore.
-    class_: str
-    priority: i32 = 0
-
-
-class CpuAffinity(Record):
-    initial: str = ""
-    final: str = ""
 
 
 class Process(Record):
@@ -89,12 +101,6 @@ class Root(Record):
     readonly: bool = False
 
 
-class IDMapping(Record):
-    containerID: u32
-    hostID: u32
-    size: u32
-
-
 class Mount(Record):
     destination: str
     type: str = ""
@@ -102,13 +108,6 @@ class Mount(Record):
     options: tuple[str, ...] = ()
     uidMappings: tuple[IDMapping, ...] = ()
     gidMappings: tuple[IDMapping, ...] = ()
-
-
-class Hook(Record):
-    path: str
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
-    timeout: i64 | None = None
 
 
 class Hooks(Record):
@@ -131,77 +130,6 @@ class DeviceCgroup(Record):
     access: str = "rwm"
 
 
-class Memory(Record):
-    limit: i64 | None = None
-    reservation: i64 | None = None
-    swap: i64 | None = None
-    kernel: i64 | None = None
-    kernelTCP: i64 | None = None
-    swappiness: u64 | None = None
-    disableOOMKiller: bool | None = None
-    useHierarchy: bool | None = None
-    checkBeforeUpdate: bool | None = None
-
-
-class Cpu(Record):
-    shares: u64 | None = None
-    quota: i64 | None = None
-    burst: u64 | None = None
-    period: u64 | None = None
-    realtimeRuntime: i64 | None = None
-    realtimePeriod: u64 | None = None
-    cpus: str = ""
-    mems: str = ""
-    idle: i64 | None = None
-
-
-class Pids(Record):
-    limit: i64 | None = None
-
-
-class WeightDevice(Record):
-    major: i64
-    minor: i64
-    weight: u32 | None = None
-    leafWeight: u32 | None = None
-
-
-class ThrottleDevice(Record):
-    major: i64
-    minor: i64
-    rate: u64 = 0
-
-
-class BlockIO(Record):
-    weight: u32 | None = None
-    leafWeight: u32 | None = None
-    weightDevice: tuple[WeightDevice, ...] = ()
-    throttleReadBpsDevice: tuple[ThrottleDevice, ...] = ()
-    throttleWriteBpsDevice: tuple[ThrottleDevice, ...] = ()
-    throttleReadIOPSDevice: tuple[ThrottleDevice, ...] = ()
-    throttleWriteIOPSDevice: tuple[ThrottleDevice, ...] = ()
-
-
-class HugepageLimit(Record):
-    pageSize: str
-    limit: u64
-
-
-class InterfacePriority(Record):
-    name: str
-    priority: u32
-
-
-class Network(Record):
-    classID: u32 | None = None
-    priorities: tuple[InterfacePriority, ...] = ()
-
-
-class Rdma(Record):
-    hcaHandles: u32 | None = None
-    hcaObjects: u32 | None = None
-
-
 class Resources(Record):
     devices: tuple[DeviceCgroup, ...] = ()
     memory: Memory | None = None
@@ -220,68 +148,6 @@ class Resources(Record):
 class Namespace(Record):
     type: str
     path: str = ""
-
-
-class Device(Record):
-    type: str
-    path: str
-    major: i64 = 0
-    minor: i64 = 0
-    fileMode: u32 | None = None
-    uid: u32 | None = None
-    gid: u32 | None = None
-
-
-class NetDevice(Record):
-    name: str = ""
-
-
-class SyscallArg(Record):
-    index: u32
-    value: u64
-    op: str
-    valueTwo: u64 = 0
-
-
-class Syscall(Record):
-    names: tuple[str, ...]
-    action: str
-    errnoRet: u32 | None = None
-    args: tuple[SyscallArg, ...] = ()
-
-
-class Seccomp(Record):
-    defaultAction: str
-    defaultErrnoRet: u32 | None = None
-    architectures: tuple[str, ...] = ()
-    flags: tuple[str, ...] | None = None
-    listenerPath: str = ""
-    listenerMetadata: str = ""
-    syscalls: tuple[Syscall, ...] = ()
-
-
-class IntelRdt(Record):
-    closID: str = ""
-    schemata: tuple[str, ...] = ()
-    l3CacheSchema: str = ""
-    memBwSchema: str = ""
-    enableMonitoring: bool = False
-
-
-class MemoryPolicy(Record):
-    mode: str = ""
-    nodes: str = ""
-    flags: tuple[str, ...] = ()
-
-
-class Personality(Record):
-    domain: str
-    flags: tuple[str, ...] = ()
-
-
-class TimeOffset(Record):
-    secs: i64 = 0
-    nanosecs: u32 = 0
 
 
 class Linux(Record):

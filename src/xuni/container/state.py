@@ -61,8 +61,11 @@ class Home:
     def claim(self) -> None:
         """Take the id. Raises SpecError if it is taken."""
         try:
-            os.makedirs(self.root, 0o711, exist_ok=True)
-            os.mkdir(self.path, 0o711)
+            try:
+                os.mkdir(self.path, 0o711)
+            except FileNotFoundError:
+                os.makedirs(self.root, 0o711, exist_ok=True)
+                os.mkdir(self.path, 0o711)
         except FileExistsError:
             raise SpecError(f"container with given ID already exists: {self.container}") from None
 
