@@ -193,7 +193,7 @@ def unified_keys_are_written(group: Group) -> None:
     group.apply(Resources(unified={"memory.high": "16777216", "cpu.weight": "17", "cgroup.max.depth": "3"}))
     unified = group.paths[""]
     assert [read(unified, name) for name in ("memory.high", "cpu.weight", "cgroup.max.depth")] == ["16777216", "17", "3"]
-    for name, said in (("memory/high", "file name"), ("nosuch.max", "controller 'nosuch' not available")):
+    for name, said in (("memory/high", "names of files"), ("nosuch.max", "controller `nosuch` is not available")):
         try:
             group.apply(Resources(unified={name: "1"}))
             raise AssertionError(name)

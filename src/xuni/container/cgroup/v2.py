@@ -171,7 +171,8 @@ def unified(directory: str, keys: Mapping[str, str], top: str, v1: Mapping[str, 
     for name, value in keys.items():
         controller, dot, _ = name.partition(".")
         if "/" in name or not dot:
-            raise SpecError(f"unified resource {name!r} must be a file name in the form CONTROLLER.PARAMETER")
+            raise SpecError("linux.resources.unified: it takes names of files, without a path; the specified key has not the form "
+                            f"CONTROLLER.VALUE `{name}`")  # fmt: skip
         try:
             for line in value.splitlines() or [""]:
                 write(directory, name, line)
@@ -181,6 +182,6 @@ def unified(directory: str, keys: Mapping[str, str], top: str, v1: Mapping[str, 
                     raise SpecError(f"invalid configuration: unified resource {name!r}: cannot use unified on cgroup v1, and the "
                                     f"controller {controller!r} is on a v1 hierarchy here") from None  # fmt: skip
                 if controller not in read(directory, "cgroup.controllers").split():
-                    raise SpecError(f"unified resource {name!r} can't be set: controller {controller!r} not available: "
-                                    f"{missing(controller, directory, top)}") from None  # fmt: skip
+                    raise SpecError(f"unified resource {name!r} can't be set: the requested cgroup controller `{controller}` "
+                                    f"is not available: {missing(controller, directory, top)}") from None  # fmt: skip
             raise
