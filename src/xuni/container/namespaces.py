@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 
 from xuni.container.step import Run, SpecError, Step
 from xuni.host.linux import kernel as k
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,8 +6,6 @@ same plan; nothing is opened or changed here. What the configuration may not say
 
 from __future__ import annotations
 
-import os
-
 from xuni.container import devices as dev
 from xuni.container import mounts as mnt
 from xuni.container import namespaces as ns
@@ -15,6 +13,7 @@ from xuni.container import process as proc
 from xuni.container.record import Record, SpecError
 from xuni.container.spec import Hooks
 from xuni.container.step import Step
+from xuni.host.linux import system as os
 from xuni.host.linux.trampoline import available
 
 TYPE_CHECKING = False

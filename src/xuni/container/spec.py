@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> type[Record]:
+        if name[0] == "_":  # the import system asks for some
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from xuni.container import spec_rare
 
-        if not name.startswith("_") and hasattr(spec_rare, name):
-            return getattr(spec_rare, name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(spec_rare, name)
 
 
 __all__ = ["Spec", "i32", "i64", "u32", "u64"]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import _stat as stat
 import errno
 
 from xuni.container import json
