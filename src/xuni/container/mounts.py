@@ -457,7 +457,9 @@ class CgroupView(Step):
         found = run.group.hierarchies()
         alone = [each for each in found if each.v2 and not each.name]
         if alone:
-            tree, options = self._tree(run, alone[0].v2, "", alone[0].directory)
+            # What the mount asks for, the kernel takes or refuses; v1's hierarchies have options of their own.
+            data = ",".join([key if value is None else f"{key}={value}" for key, value in self.options.data])
+            tree, options = self._tree(run, True, data, alone[0].directory)
             attach(run, tree, self.target, options, directory=True)
             return
         kernel = run.kernel
@@ -494,7 +496,7 @@ class CgroupView(Step):
 
     def _tree(self, run: Run, v2: bool, data: str, directory: str) -> tuple[int, Options]:
         kernel = run.kernel
-        options = self.options if v2 and not data else Options(set=self.options.set, clear=self.options.clear)
+        options = self.options if v2 else Options(set=self.options.set, clear=self.options.clear)
         if not self.namespace:
             return kernel.open_tree(k.AT_FDCWD, directory), options
         context = kernel.fsopen("cgroup2" if v2 else "cgroup")
