@@ -35,6 +35,10 @@ def loads(text: bytes, name: str) -> Any:
         raise SpecError(f"{name}: line {line} is not JSON") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{name}: byte {error.start} is not UTF-8") from None
+    except SystemError:  # it looks its own exception up in a module that nobody has imported so far
+        import json.decoder  # noqa: F401
+
+        return loads(text, name)
     except RecursionError:
         raise SpecError(f"{name}: nested too deeply") from None
     except ValueError as error:  # json.JSONDecodeError
