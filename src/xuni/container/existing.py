@@ -100,8 +100,20 @@ def group_of(container: Container) -> Group:
 
 
 def forget(root: str, container: str) -> None:
-    """What a runtime leaves that was killed before it could write the state: the claimed id."""
-    Home(root, container).remove()
+    """What a runtime leaves that was killed before it could write the state: the claimed id. Where there is a state that
+    nobody can read, the container's groups are where its configuration has them."""
+    home = Home(root, container)
+    if os.path.exists(f"{home.path}/state.json"):
+        try:
+            linux = home.spec().linux
+        except (SpecError, OSError):
+            linux = None
+        from xuni.container.cgroup import place
+
+        group = place(linux.cgroupsPath if linux else "", container, rootless=os.geteuid() != 0)
+        group.kill(9)
+        group.delete()
+    home.remove()
 
 
 def wait_for_end(kept: State, seconds: float = 10.0) -> None:
