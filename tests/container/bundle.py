@@ -64,8 +64,8 @@ class Bundle:
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
         command = [str(launcher()), "--root", str(self.root), *arguments]
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                cwd=self.path, **more)  # fmt: skip
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, text=True, cwd=self.path, **(streams | more))
 
     def call(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """One command of the runtime."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import socket
 import time
@@ -178,39 +177,6 @@ def test_a_fork_bomb_against_its_limit(bundle: Bundle) -> None:
     bomb = "i=0; while [ $i -lt 60 ]; do sleep 5 & i=$((i+1)); done"
     done = bundle.run("/bin/sh", "-c", bomb, change=lambda config: config["linux"]["resources"].update(pids={"limit": 20}))
     assert "can't fork" in done.stderr or "Resource temporarily unavailable" in done.stderr
-
-
-def _killed_runtime(bundle: Bundle, rounds: int, seed: int) -> None:
-    chance = random.Random(seed)
-    container = name(bundle)
-    bundle.config["process"]["args"] = ["/bin/sleep", "100"]
-    bundle.config["hooks"] = {"createRuntime": [{"path": "/bin/true"}]}
-    bundle.write()
-    for _ in range(rounds):
-        command = bundle.start("create", container)
-        time.sleep(chance.uniform(0.02, 0.4))
-        command.kill()
-        command.wait(10)
-        if chance.random() < 0.5:
-            removal = bundle.start("delete", "--force", container)
-            time.sleep(chance.uniform(0.02, 0.3))
-            removal.kill()
-            removal.communicate(timeout=10)
-        done = bundle.call("delete", "--force", container)
-        assert done.returncode == 0, done.stderr
-        assert not (bundle.root / container).exists()
-        assert not groups_left(container)
-        assert str(bundle.path) not in Path("/proc/self/mountinfo").read_text()
-        command.communicate(timeout=10)  # its pipes close only once init is gone
-
-
-def test_a_killed_runtime_leaves_nothing_that_delete_cannot_remove(bundle: Bundle) -> None:
-    _killed_runtime(bundle, 5, 1)
-
-
-@pytest.mark.long
-def test_a_runtime_killed_a_hundred_times(bundle: Bundle) -> None:
-    _killed_runtime(bundle, 100, 2)
 
 
 def test_signals_reach_the_process(bundle: Bundle) -> None:
