@@ -33,17 +33,17 @@ START: Final = (
     "xuni.container.mounts", "xuni.container.process", "xuni.container.plan", "xuni.container.state", "xuni.container.bundle",
     "xuni.container.existing", "xuni.container.talk", "xuni.container.life", "xuni.container.foreground",
     "xuni.container.check", "xuni.container.cgroup", "xuni.container.cgroup.files", "xuni.container.cgroup.hierarchy",
-    "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback", "xuni.container.cgroup.units",
-    "xuni.container.cgroup.devices",
+    "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback",
 )  # fmt: skip
-# What they may import besides, and other commands do.
+# What they may import besides (limits while init is at work, so that nobody waits for it), and other commands do.
 LATER: Final = (
-    "xuni.container.cgroup.v1", "xuni.container.cgroup.v2", "xuni.container.spec_rare", "xuni.container.rules",
-    "xuni.container.cgroup.freezer", "xuni.container.hooks", "xuni.container.seccomp", "xuni.container.terminal",
-    "xuni.container.console", "xuni.container.execute", "xuni.host.linux.libseccomp",
+    "xuni.container.cgroup.units", "xuni.container.cgroup.devices", "xuni.container.cgroup.v1", "xuni.container.cgroup.v2",
+    "xuni.container.cgroup.freezer", "xuni.container.spec_rare", "xuni.container.rules", "xuni.container.hooks",
+    "xuni.container.seccomp", "xuni.container.terminal", "xuni.container.console", "xuni.container.execute",
+    "xuni.host.linux.libseccomp",
 )  # fmt: skip
 PACKAGES: Final = ("xuni", "xuni.cli", "xuni.host", "xuni.host.linux", "xuni.container", "xuni.container.cgroup")
-BEGIN: Final = 1 << 16  # what a launcher reads first
+BEGIN: Final = 24 << 10  # what a launcher reads first
 
 
 class Bundle:
