@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from xuni.container.spec import IDMapping
 
-# The specification's name: the flag, and the name in /proc/PID/ns. In the order in which they are joined: the user
-# namespace first, since it gives the right to join the others.
+# The specification's name: the flag, and the name in /proc/PID/ns. In the order in which they are joined by who lacks
+# privilege: the user namespace first, since it gives the right to join the others. The host's root joins it last (plan.py).
 KINDS: Final = {
     "user": (k.CLONE_NEWUSER, "user"),
     "ipc": (k.CLONE_NEWIPC, "ipc"),
