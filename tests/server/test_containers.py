@@ -180,11 +180,28 @@ def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
                                       "print(u.urlopen('http://127.0.0.1:8080/', timeout=10).read().decode(), end='')"],
                                      capture_output=True, text=True, check=False)  # fmt: skip
             assert fetched.stdout == "the page", fetched.stderr
+            done = say("run", "--rm", "--add-host", "db:10.0.0.5", "busybox", "sh", "-c",
+                       "wget -q -O - http://web/; cat /etc/hosts /etc/resolv.conf", before=inside)  # fmt: skip
+            assert done.stdout.startswith("the page") and "10.0.0.5\tdb\n" in done.stdout, done
+            assert "nameserver 127.0.0.11\n" in done.stdout
             assert say("rm", "-f", "web", before=inside).returncode == 0
             assert "xuni0" not in subprocess.run([*inside, "ip", "link"], capture_output=True, text=True, check=True).stdout
             assert subprocess.run([*inside, "nft", "list", "tables"], capture_output=True, text=True, check=True).stdout == ""
         finally:
             holder.kill()
+
+
+def test_attach_and_restart(say: Say) -> None:
+    assert say("run", "-d", "-i", "--name", "held", "--network", "none", "busybox", "sh", "-c",
+               "read word; echo got $word; cat; exit 4").returncode == 0  # fmt: skip
+    done = say("attach", "held", stdin="this\nand that\n")
+    assert (done.returncode, done.stdout) == (4, "got this\nand that\n")
+    done = say("start", "-ai", "held", stdin="once more\n")
+    assert (done.returncode, done.stdout) == (4, "got once more\n")
+    assert say("restart", "held").stdout == "held\n" and "Up" in say("ps").stdout
+    assert say("run", "--rm", "--network", "none", "busybox", "true").returncode == 0
+    assert say("restart", "-t", "0", "held").returncode == 0 and say("rm", "-f", "held").returncode == 0
+    assert say("attach", "held").returncode == 1
 
 
 def test_a_monitor_that_was_killed(say: Say) -> None:

@@ -79,6 +79,10 @@ def _value(_: click.Context, __: click.Parameter, value: Any) -> Any:
 @click.option("--pids-limit", type=int, default=0, help="Most processes; -1 for any.")
 @click.option("--network", "--net", default="bridge", callback=_value, metavar="bridge|none|host", help="Its network.")
 @click.option("-p", "--publish", multiple=True, callback=_value, metavar="[HOST:]CONTAINER", help="A port of it on the host.")
+@click.option("--dns", multiple=True, callback=_value, metavar="ADDRESS", help="Name servers, instead of the host's.")
+@click.option("--dns-search", multiple=True, callback=_value, metavar="DOMAIN", help="Where short names belong.")
+@click.option("--dns-option", "dns_options", multiple=True, callback=_value, help="Options of resolv.conf(5).")
+@click.option("--add-host", multiple=True, callback=_value, metavar="NAME:ADDRESS", help="A line of /etc/hosts.")
 @click.option("-h", "--hostname", default="", callback=_value, help="Its host name.")
 @click.option("--entrypoint", default=None, callback=_value, help="Instead of the image's.")
 @click.option("-w", "--workdir", default="", callback=_value, help="Its working directory.")
@@ -98,7 +102,7 @@ def _value(_: click.Context, __: click.Parameter, value: Any) -> Any:
 @_verb
 def run(image: str, command: tuple[str, ...], env_file: tuple[Path, ...], volume: tuple[str, ...], publish: tuple[str, ...],
         memory: str, memory_swap: str, pids_limit: int, cpuset_cpus: str, entrypoint: str | None, label: tuple[str, ...],
-        env: tuple[str, ...], **same: Any) -> None:
+        env: tuple[str, ...], add_host: tuple[str, ...], **same: Any) -> None:
     """Run a command in a new container of IMAGE.
 
     \b
@@ -122,7 +126,7 @@ def run(image: str, command: tuple[str, ...], env_file: tuple[Path, ...], volume
             ports=tuple(port for each in publish for port in request.ports(each)),
             memory=request.size(memory, "-m") if memory else 0,
             memory_swap=request.size(memory_swap, "--memory-swap") if memory_swap else 0,
-            pids=pids_limit, cpuset=cpuset_cpus, labels=label,
+            hosts=tuple(map(request.host, add_host)), pids=pids_limit, cpuset=cpuset_cpus, labels=label,
             entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()), **same,
         )  # fmt: skip
         if wanted.tty and not wanted.detach and not sys.stdin.isatty() and wanted.interactive:
@@ -323,10 +327,10 @@ def _unpause(container: str) -> None:
     containers.resume(container)
 
 
-def _start(container: str) -> None:
+def _restart(container: str, seconds: float) -> None:
     from xuni.server import containers
 
-    containers.start(container)
+    containers.restart(container, seconds)
 
 
 stop = _many("stop", "Ask containers to end; after some seconds they are killed.", "xuni stop web", _stop,
@@ -337,7 +341,57 @@ rm = _many("rm", "Remove containers, and what they wrote.", "xuni rm -f web", _r
            click.option("-f", "--force", is_flag=True, help="Kill them if they run."))
 pause = _many("pause", "Stop every process of containers.", "xuni pause web", _pause)
 unpause = _many("unpause", "Let them go on.", "xuni unpause web", _unpause)
-start = _many("start", "Start containers again that have ended.", "xuni start web", _start)
+restart = _many("restart", "Stop containers, and start them again.", "xuni restart web", _restart,
+                click.option("-t", "--time", "seconds", type=float, default=10, show_default=True, help="Seconds to end in."))
+
+
+@click.command()
+@click.option("-a", "--attach", "attached", is_flag=True, help="Stay with it, as run does; one container only.")
+@click.option("-i", "--interactive", is_flag=True, help="Pass on standard input.")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@_verb
+def start(containers: tuple[str, ...], attached: bool, interactive: bool) -> None:
+    """Start containers that were created, or that have ended: these keep what they wrote.
+
+    \b
+    Examples:
+      xuni start web
+      xuni start -ai shell
+    """
+    from xuni.server import containers as verbs
+
+    if attached or interactive:
+        if len(containers) > 1:
+            raise Failed("-a and -i are for one container: which one would have the terminal?", 1)
+        _, status = verbs.start(containers[0], attached=True, interactive=interactive)
+        click.get_current_context().exit(status)
+    status = 0
+    for each in containers:
+        try:
+            with _told():
+                verbs.start(each)
+            click.echo(each)
+        except Failed as error:
+            error.show()
+            status = 1
+    click.get_current_context().exit(status)
+
+
+@click.command()
+@click.option("--no-stdin", is_flag=True, help="Do not pass on standard input.")
+@click.option("--sig-proxy/--no-sig-proxy", "proxy", default=True, help="Pass on signals.")
+@click.argument("container")
+@_verb
+def attach(container: str, no_stdin: bool, proxy: bool) -> None:
+    """Be with a container that runs by itself: its output and, if it was run with -i, its input. Ctrl-P Ctrl-Q leaves.
+
+    \b
+    Example:
+      xuni run -dit --name shell busybox && xuni attach shell
+    """
+    from xuni.server import containers
+
+    click.get_current_context().exit(containers.attach(container, interactive=not no_stdin, proxy=proxy))
 
 
 @click.command()

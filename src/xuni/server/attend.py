@@ -21,12 +21,15 @@ import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from xuni.host.linux.kernel import Linux
 from xuni.server import ContainerError
 from xuni.server.kept import now
 from xuni.server.runtime import Runtime
+
+if TYPE_CHECKING:
+    from xuni.server.visitors import Visitors
 
 PR_SET_CHILD_SUBREAPER: Final = 36
 TIOCGPTPEER: Final = 0x5441
@@ -76,7 +79,7 @@ class Streams:
 
 @dataclass(frozen=True, slots=True)
 class Attendance:
-    """How to be with one container. `foreground`: our own standard streams are its."""
+    """How to be with one container. `foreground`: our own standard streams are its, otherwise `socket` is where visitors come."""
 
     runtime: Runtime
     container: str
@@ -84,10 +87,21 @@ class Attendance:
     terminal: bool
     interactive: bool
     foreground: bool
+    socket: str = ""
     system: bool = False  # its terminal is a console, which processes open, close and hang up as they come and go
 
 
-def run(what: Attendance, created: Callable[[int], None], started: Callable[[int], None]) -> int:
+class Company(Protocol):
+    """Who else is served while the container lives."""
+
+    def join(self, selector: selectors.BaseSelector) -> None:
+        """Register what is waited for, each with the function to call as its data."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def run(what: Attendance, created: Callable[[int], Company | None], started: Callable[[int], None]) -> int:
     """Create, start, and stay until the end; the exit status. `created` and `started` are told the pid.
 
     Raises ContainerError after the runtime's state has been removed.
@@ -96,12 +110,21 @@ def run(what: Attendance, created: Callable[[int], None], started: Callable[[int
     streams = _streams(what)
     signals = _Signals() if what.foreground else None
     log = Log(what.place / "log.json")
+    company: list[Company] = []
+    visitors = None
     try:
+        if what.socket:
+            from xuni.server.visitors import Visitors
+
+            visitors = Visitors(what.socket)
+            company.append(visitors)
         pid = _create(what, streams)
         try:
             if streams.console is not None:
                 _receive_terminal(streams)
-            created(pid)
+            joining = created(pid)
+            if joining is not None:
+                company.append(joining)
             what.runtime.start(what.container)
         except BaseException:
             _delete(what)
@@ -109,7 +132,10 @@ def run(what: Attendance, created: Callable[[int], None], started: Callable[[int
         started(pid)
         pidfd = os.pidfd_open(pid)
         with _raw_terminal(what, streams) if what.terminal and what.foreground else contextlib.nullcontext():
-            _relay(what, streams, log, pidfd, signals)
+            relay = _Relay(what, streams, log, pidfd, signals, visitors)
+            for each in company:
+                each.join(relay.selector)
+            relay.run()
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
         _delete(what)
@@ -117,6 +143,8 @@ def run(what: Attendance, created: Callable[[int], None], started: Callable[[int
         return code if code >= 0 else 128 - code
     finally:
         log.close()
+        for each in company:
+            each.close()
         if signals:
             signals.restore()
         for descriptor in (*streams.outputs, *([streams.held] if streams.held >= 0 else ())):
@@ -136,7 +164,7 @@ def _streams(what: Attendance) -> Streams:
         return Streams((null, null, null), console=listening, path=place)
     out, err = os.pipe(), os.pipe()
     ours = -1
-    if what.interactive and what.foreground:
+    if what.interactive:
         stdin, ours = os.pipe()
         os.set_blocking(ours, False)
     else:
@@ -223,61 +251,129 @@ def _resize(streams: Streams) -> None:
             fcntl.ioctl(descriptor, termios.TIOCSWINSZ, size)
 
 
-def _relay(what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _Signals | None) -> None:
-    """Until the first process has ended and its output is here."""
-    selector = selectors.DefaultSelector()
-    for descriptor in streams.outputs:
-        os.set_blocking(descriptor, False)
-        selector.register(descriptor, selectors.EVENT_READ)
-    selector.register(pidfd, selectors.EVENT_READ)
-    waiting = bytearray()  # for the container's standard input
-    if signals:
-        selector.register(signals.read_end, selectors.EVENT_READ)
-    if what.interactive and what.foreground:
-        with contextlib.suppress(PermissionError):  # an ordinary file is always readable, and epoll does not take it
-            selector.register(0, selectors.EVENT_READ)
-        if 0 not in selector.get_map():
-            waiting += sys.stdin.buffer.read()
-            _feed(streams, waiting, selector, ended=True)
-    open_outputs, ended = set(streams.outputs), False
-    while open_outputs or not ended:
-        events = selector.select(0.05 if ended else None)
-        if ended and not events:
-            break  # a process that it left behind holds the pipe; its output is not waited for
-        for key, mask in events:
-            descriptor = key.fd
-            if descriptor in streams.outputs:
-                if not _copy(descriptor, streams, log, what.foreground):
-                    if what.system and what.terminal and not ended:
-                        _hold(streams, descriptor)
-                        continue
-                    selector.unregister(descriptor)
-                    open_outputs.discard(descriptor)
-            elif descriptor == pidfd:
-                selector.unregister(pidfd)
-                ended = True
-            elif signals and descriptor == signals.read_end:
-                for number in signals.take():
-                    if number == signal.SIGWINCH:
-                        _resize(streams)
-                    else:
-                        with contextlib.suppress(OSError):
-                            signal.pidfd_send_signal(pidfd, number)
-            elif descriptor == 0:
+class _Relay:
+    """Passes on, until the first process has ended and its output is here."""
+
+    def __init__(self, what: Attendance, streams: Streams, log: Log, pidfd: int, signals: _Signals | None,
+                 visitors: Visitors | None) -> None:  # fmt: skip
+        self.what, self.streams, self.log, self.pidfd, self.signals, self.visitors = what, streams, log, pidfd, signals, visitors
+        self.selector = selectors.DefaultSelector()
+        self.waiting = bytearray()  # for the container's standard input
+        self.last = False  # nothing more comes after that
+        self.ended = False
+
+    def run(self) -> None:
+        what, streams, selector = self.what, self.streams, self.selector
+        for descriptor in streams.outputs:
+            os.set_blocking(descriptor, False)
+            selector.register(descriptor, selectors.EVENT_READ)
+        selector.register(self.pidfd, selectors.EVENT_READ)
+        if self.signals:
+            selector.register(self.signals.read_end, selectors.EVENT_READ)
+        if self.visitors:
+            self.visitors.meet(self.feed, self.resize)
+        if what.interactive and what.foreground:
+            try:
+                selector.register(0, selectors.EVENT_READ)
+            except PermissionError:  # an ordinary file is always readable, and epoll does not take it
+                self.feed(sys.stdin.buffer.read(), last=True)
+        open_outputs = set(streams.outputs)
+        while open_outputs or not self.ended:
+            events = selector.select(0.05 if self.ended else None)
+            if self.ended and not any(key.data is None for key, _ in events):
+                break  # a process that it left behind holds the pipe; its output is not waited for
+            for key, _ in events:
+                if key.data is not None:
+                    key.data()
+                elif key.fd in streams.outputs:
+                    if not self._copy(key.fd):
+                        if what.system and what.terminal and not self.ended:
+                            _hold(streams, key.fd)
+                            continue
+                        selector.unregister(key.fd)
+                        open_outputs.discard(key.fd)
+                else:
+                    self._event(key.fd)
+        selector.close()
+        if streams.stdin >= 0:
+            os.close(streams.stdin)
+            streams.stdin = -1
+
+    def _event(self, descriptor: int) -> None:
+        if descriptor == self.pidfd:
+            self.selector.unregister(self.pidfd)
+            self.ended = True
+        elif self.signals and descriptor == self.signals.read_end:
+            for number in self.signals.take():
+                if number == signal.SIGWINCH:
+                    _resize(self.streams)
+                else:
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(self.pidfd, number)
+        elif descriptor == 0:
+            try:
+                piece = os.read(0, PIECE)
+            except OSError:  # the terminal is gone
+                piece = b""
+            if not piece:
+                self.selector.unregister(0)
+            self.feed(piece, last=not piece)
+
+    def resize(self, size: bytes) -> None:
+        """struct winsize."""
+        for descriptor in self.streams.outputs if self.what.terminal else ():
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(descriptor, termios.TIOCSWINSZ, size)
+
+    def _copy(self, descriptor: int) -> bool:
+        try:
+            piece = os.read(descriptor, PIECE)
+        except BlockingIOError:
+            return True
+        except OSError:  # EIO: the other end of a terminal is closed
+            return False
+        if not piece:
+            return False
+        stream = self.streams.outputs[descriptor]
+        self.log.add(stream, piece)
+        if self.visitors:
+            self.visitors.tell(stream, piece)
+        if self.what.foreground:
+            view = memoryview(piece)
+            to = 2 if stream == "stderr" else 1
+            while view:
                 try:
-                    piece = os.read(0, PIECE)
-                except OSError:  # the terminal is gone
-                    piece = b""
-                waiting += piece
-                if not piece:
-                    selector.unregister(0)
-                _feed(streams, waiting, selector, ended=not piece)
-            elif descriptor == streams.stdin and mask & selectors.EVENT_WRITE:
-                _feed(streams, waiting, selector, ended=0 not in selector.get_map())
-    selector.close()
-    if streams.stdin >= 0:
-        os.close(streams.stdin)
-        streams.stdin = -1
+                    view = view[os.write(to, view) :]
+                except BrokenPipeError:
+                    break
+        return True
+
+    def feed(self, piece: bytes, *, last: bool = False) -> None:
+        """As much of the input as the container takes now; the rest when it takes more."""
+        self.waiting += piece
+        self.last = self.last or last
+        self._feed()
+
+    def _feed(self) -> None:
+        streams, waiting = self.streams, self.waiting
+        if streams.stdin < 0:
+            waiting.clear()
+            return
+        while waiting:
+            try:
+                del waiting[: os.write(streams.stdin, waiting[:PIECE])]
+            except BlockingIOError:
+                if streams.stdin not in self.selector.get_map():
+                    self.selector.register(streams.stdin, selectors.EVENT_WRITE, self._feed)
+                return
+            except OSError:  # it has closed its standard input
+                waiting.clear()
+                self.last = True
+        if streams.stdin in self.selector.get_map():
+            self.selector.unregister(streams.stdin)
+        if self.last and streams.console is None:
+            os.close(streams.stdin)
+            streams.stdin = -1
 
 
 def _hold(streams: Streams, terminal: int) -> None:
@@ -285,46 +381,3 @@ def _hold(streams: Streams, terminal: int) -> None:
     if streams.held >= 0:
         os.close(streams.held)
     streams.held = fcntl.ioctl(terminal, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-
-
-def _copy(descriptor: int, streams: Streams, log: Log, foreground: bool) -> bool:
-    try:
-        piece = os.read(descriptor, PIECE)
-    except BlockingIOError:
-        return True
-    except OSError:  # EIO: the other end of a terminal is closed
-        return False
-    if not piece:
-        return False
-    log.add(streams.outputs[descriptor], piece)
-    if foreground:
-        view = memoryview(piece)
-        to = 2 if streams.outputs[descriptor] == "stderr" else 1
-        while view:
-            try:
-                view = view[os.write(to, view) :]
-            except BrokenPipeError:
-                break
-    return True
-
-
-def _feed(streams: Streams, waiting: bytearray, selector: selectors.BaseSelector, *, ended: bool) -> None:
-    """As much of the input as the container takes now; the rest when it takes more."""
-    if streams.stdin < 0:
-        waiting.clear()
-        return
-    while waiting:
-        try:
-            del waiting[: os.write(streams.stdin, waiting[:PIECE])]
-        except BlockingIOError:
-            if streams.stdin not in selector.get_map():
-                selector.register(streams.stdin, selectors.EVENT_WRITE)
-            return
-        except OSError:  # it has closed its standard input
-            waiting.clear()
-            ended = True
-    if streams.stdin in selector.get_map():
-        selector.unregister(streams.stdin)
-    if ended and streams.console is None:
-        os.close(streams.stdin)
-        streams.stdin = -1

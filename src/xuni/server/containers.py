@@ -23,7 +23,7 @@ from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
-from xuni.server import ContainerError, attend, bundle, network, runtime, system
+from xuni.server import ContainerError, attend, bundle, names, network, runtime, system
 from xuni.server.bundle import Identity
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
@@ -78,13 +78,17 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
     (place / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     files = {"/etc/hostname": "hostname", "/etc/hosts": "hosts"}
     if request.network != "none":
-        (place / "resolv.conf").write_text(network.resolv_conf())
+        servers = (names.ADDRESS,) if request.network == "bridge" else request.dns or network.host_servers()
+        (place / "resolv.conf").write_text(network.resolv_conf(servers, request.dns_search, request.dns_options))
         files["/etc/resolv.conf"] = "resolv.conf"
     if request.system:
         system.identify(root.path, record.id, owner)
     if request.network == "host":
         del files["/etc/hostname"]
         (place / "hosts").write_bytes(Path("/etc/hosts").read_bytes())
+    with open(place / "hosts", "a") as hosts:
+        for name, address in request.hosts:
+            hosts.write(f"{address}\t{name}\n")
     if owner:
         for name in files.values():
             os.chown(place / name, owner, owner)
@@ -98,23 +102,33 @@ def _accounts_swap() -> bool:
     return all(os.path.exists(f"{each}/memory.memsw.limit_in_bytes") for each in v1)
 
 
-def start(wanted: str) -> Record:
-    """Once more, a container that has ended; it keeps what it wrote. Detached. Raises ContainerError."""
+def start(wanted: str, *, attached: bool = False, interactive: bool = False) -> tuple[Record, int]:
+    """A container that was created, or once more one that has ended: it keeps what it wrote. Attached, until it ends, with its
+    exit status. Raises ContainerError."""
     _need_root()
     record = Containers().find(wanted)
     if record.status == "running":
-        return record
+        return record, attach(wanted, interactive=interactive) if attached else 0
     store = Store()
     place = Containers().place(record.id)
-    record = replace(record, request=replace(record.request, detach=True, remove=False), status="created", error="")
+    interactive = record.request.interactive and (interactive or not attached)
+    request = replace(record.request, detach=not attached, interactive=interactive)
+    record = replace(record, request=replace(record.request, detach=True), status="created", error="")
     rootfs.unmount(place)
     _bundle(store, store.find(record.image), record, place)
-    return _begin(record)[0]
+    return _begin(record, request)
 
 
-def _begin(record: Record) -> tuple[Record, int]:
-    if not record.request.detach:
-        return _live(record, -1)
+def restart(wanted: str, patience: float = PATIENCE) -> Record:
+    """Raises ContainerError."""
+    return start(stop(wanted, patience).id)[0]
+
+
+def _begin(record: Record, request: Request | None = None) -> tuple[Record, int]:
+    """`request`, if this start is asked for in another way than the container was."""
+    request = request or record.request
+    if not request.detach:
+        return _live(record, -1, interactive=request.interactive)
     read_end, write_end = os.pipe()
     sys.stdout.flush()
     if (pid := os.fork()) == 0:
@@ -150,20 +164,26 @@ def _detached(record: Record, pipe: int) -> None:
         os._exit(0)
 
 
-def _live(record: Record, pipe: int) -> tuple[Record, int]:
+def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Record, int]:
     """From birth to end. `pipe` is closed once the process runs."""
     containers, request = Containers(), record.request
     place = containers.place(record.id)
 
-    def created(pid: int) -> None:
+    def created(pid: int) -> attend.Company | None:
         nonlocal record
         if request.system and request.userns == "auto":
             system.delegate(group(record), system.base(record.id))
-        if request.network == "bridge":
-            address = network.attach(record.id, pid, request.ports)
-            record = replace(record, address=address)
-            with open(place / "hosts", "a") as hosts:
-                hosts.write(f"{address}\t{request.hostname or record.id[:12]}\n")
+        if request.network != "bridge":
+            return None
+        there = network.attach(record.id, pid, request.ports, (record.name, record.id[:12]))
+        record = replace(record, address=there.address)
+        with open(place / "hosts", "a") as hosts:
+            hosts.write(f"{there.address}\t{request.hostname or record.id[:12]}\n"
+                        f"{there.gateway}\thost.docker.internal host.containers.internal\n")  # fmt: skip
+        try:
+            return names.Resolver(pid, network.names(), request.dns or network.host_servers())
+        except OSError as error:
+            raise ContainerError(f"no name server can be made at {names.ADDRESS} in the container: {error.strerror}") from None
 
     def started(pid: int) -> None:
         nonlocal record
@@ -173,8 +193,9 @@ def _live(record: Record, pipe: int) -> tuple[Record, int]:
         if pipe >= 0 and not reboots:
             os.close(pipe)
 
-    attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty, request.interactive, pipe < 0,
-                                  request.system)  # fmt: skip
+    attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty,
+                                  request.interactive and interactive, pipe < 0,
+                                  door(record) if pipe >= 0 else "", request.system)  # fmt: skip
     reboots = 0
     try:
         while True:
@@ -300,6 +321,32 @@ def wait(wanted: str) -> int:
     return settle(Containers().find(wanted)).exit
 
 
+def door(record: Record) -> str:
+    """Where its attendant listens for visitors. Short: a socket's name has at most 107 bytes."""
+    return f"/run/xuni/door-{record.id[:16]}"
+
+
+def attach(wanted: str, *, interactive: bool = True, proxy: bool = True) -> int:
+    """Our standard streams are the container's, until it ends: its exit status; or until Ctrl-P Ctrl-Q. Raises ContainerError."""
+    from xuni.server import visitors
+
+    record = _running(wanted)
+    if paused(record):
+        raise ContainerError(f"container {record.name} is paused; `xuni unpause {record.name}` lets it go on", 1)
+
+    def passed_on(number: int) -> None:
+        with contextlib.suppress(ContainerError):
+            _signal(record, number)
+
+    interactive = interactive and record.request.interactive
+    if record.monitor == 0 or not os.path.exists(door(record)):
+        raise ContainerError(f"container {record.name} has a terminal or a program of its own in front of it; "
+                             f"`xuni exec -it {record.name} sh` runs one more command in it", 1)  # fmt: skip
+    ended = visitors.visit(door(record), terminal=record.request.tty, interactive=interactive,
+                           passed_on=passed_on if proxy else lambda number: None)  # fmt: skip
+    return settle(record).exit if ended else 0
+
+
 def pause(wanted: str) -> Record:
     record = _running(wanted)
     _runtime(record, "pause", record.id)
@@ -336,6 +383,8 @@ def remove(wanted: str, *, force: bool = False) -> Record:
     if force:
         with contextlib.suppress(ContainerError):
             _runtime(record, "delete", "--force", record.id)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(door(record))
     network.detach(record.id)
     _forget_parent_group()
     with containers.lock():

@@ -59,6 +59,7 @@ class Record:
         request = dict(given["request"])
         request["volumes"] = tuple(Volume(each["source"], each["target"], tuple(each["options"])) for each in request["volumes"])
         request["ports"] = tuple(Port(**each) for each in request["ports"])
+        request["hosts"] = tuple(tuple(each) for each in request.get("hosts", ()))
         names = {each.name for each in fields(Request)}
         request = {key: tuple(item) if isinstance(item, list) else item for key, item in request.items() if key in names}
         given["request"] = Request(**request)

@@ -1,7 +1,7 @@
 """The bridge network: xuni0, an address for each container, NAT by nftables, published ports. It is there while a container
 uses it, and gone with the last one.
 
-`ip` and `nft` do the work, one call each for a container; which addresses are taken is kept in /run/xuni.
+links.py makes the interfaces, `nft` the rules; which addresses are taken, and by whom, is kept in /run/xuni.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from xuni.server import ContainerError
+from xuni.server import ContainerError, links
 from xuni.server.request import Port
 
 BRIDGE: Final = "xuni0"
@@ -24,6 +24,14 @@ TABLE: Final = "xuni"
 NETWORKS: Final = ("10.120.0.0/16", "172.29.0.0/16", "192.168.219.0/24")
 STATE: Final = Path("/run/xuni")
 FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A container's in the network."""
+
+    address: str
+    gateway: str
 
 
 @contextmanager
@@ -57,8 +65,7 @@ def _tool(*command: str, text: str = "") -> str:
     import subprocess
 
     if shutil.which(command[0]) is None:
-        package = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux"}[command[0]]
-        raise ContainerError(f"a bridge network takes `{command[0]}`, which is not installed (apt-get install {package}); "
+        raise ContainerError(f"a bridge network takes `{command[0]}`, which is not installed (apt-get install nftables); "
                              "--network none and --network host do without")  # fmt: skip
     done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
     if done.returncode:
@@ -66,43 +73,41 @@ def _tool(*command: str, text: str = "") -> str:
     return done.stdout
 
 
-def attach(container: str, pid: int, ports: tuple[Port, ...]) -> str:
-    """Give the container's network namespace an interface; its address. Raises ContainerError with nothing left behind."""
-    import ipaddress
+def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, ...] = ()) -> Place:
+    """Give the container's network namespace an interface. `names` are what the others call it. Raises ContainerError with
+    nothing left behind."""
+    from ipaddress import IPv4Interface, IPv4Network
 
     with _state() as state:
         _check_ports(state, ports)
-        if "network" not in state or not _exists(BRIDGE):
+        if "network" not in state or not links.index(BRIDGE):
             try:
                 _up(state)
             except BaseException:
                 _down(state)
                 raise
-        network = ipaddress.ip_network(state["network"])
+        network = IPv4Network(state["network"])
         taken = set(state["addresses"].values())
         hosts = network.hosts()
-        gateway = str(next(hosts))
+        gateway = next(hosts)
         address = next((str(each) for each in hosts if str(each) not in taken), "")
         if not address:
             raise ContainerError(f"all addresses of {network} are taken")
         state["addresses"][container] = address
         state["ports"][container] = [[each.host, each.container, each.protocol, each.address] for each in ports]
+        state.setdefault("names", {})[container] = [each.lower() for each in names]
         try:
-            veth = _veth(container)
-            _tool("ip", "-batch", "-", text=(
-                f"link add {veth} type veth peer name eth0 netns {pid}\n"
-                f"link set {veth} master {BRIDGE}\nlink set {veth} up\n"
-            ))  # fmt: skip
-            _tool("nsenter", "-t", str(pid), "-n", "ip", "-batch", "-", text=(
-                f"link set lo up\naddress add {address}/{network.prefixlen} dev eth0\nlink set eth0 up\n"
-                f"route add default via {gateway}\n"
-            ))  # fmt: skip
+            try:
+                links.join(BRIDGE, _veth(container), pid, IPv4Interface(f"{address}/{network.prefixlen}"), gateway)
+            except OSError as error:
+                raise ContainerError(f"the container's network interface cannot be made: {error.strerror}; "
+                                     "--network none and --network host do without") from None  # fmt: skip
             if ports:
                 _rules(state)
         except BaseException:
             _forget(state, container)
             raise
-        return address
+        return Place(address, str(gateway))
 
 
 def detach(container: str) -> None:
@@ -114,13 +119,24 @@ def detach(container: str) -> None:
             _forget(state, container)
 
 
-def _exists(interface: str) -> bool:
-    """In our own network namespace; /sys may show another's."""
-    try:
-        socket.if_nametoindex(interface)
-    except OSError:
-        return False
-    return True
+def names() -> Callable[[str], str]:
+    """Who asks for a name gets the container's address, or "". What comes and goes meanwhile is seen."""
+    kept = _kept()
+    seen: tuple[int, dict[str, str]] = 0, {}
+
+    def look_up(name: str) -> str:
+        nonlocal seen
+        try:
+            stamp = os.stat(kept).st_mtime_ns
+            if stamp != seen[0]:
+                state = json.loads(kept.read_bytes())
+                seen = stamp, {each: state["addresses"][container] for container, called in state.get("names", {}).items()
+                               for each in called}  # fmt: skip
+        except (OSError, ValueError, KeyError):
+            return ""
+        return seen[1].get(name, "")
+
+    return look_up
 
 
 def _veth(container: str) -> str:
@@ -129,12 +145,10 @@ def _veth(container: str) -> str:
 
 def _forget(state: dict[str, Any], container: str) -> None:
     state["addresses"].pop(container, None)
+    state.get("names", {}).pop(container, None)
     published = state["ports"].pop(container, None)
-    veth = _veth(container)
-    if _exists(veth):
-        import subprocess
-
-        subprocess.run(["ip", "link", "del", veth], capture_output=True, check=False)
+    with contextlib.suppress(OSError):
+        links.remove(_veth(container))
     if not state["addresses"]:
         _down(state)
     elif published:
@@ -144,30 +158,29 @@ def _forget(state: dict[str, Any], container: str) -> None:
 def _down(state: dict[str, Any]) -> None:
     import subprocess
 
-    for command in (("ip", "link", "del", BRIDGE), ("nft", "delete", "table", "ip", TABLE)):
-        with contextlib.suppress(FileNotFoundError):
-            subprocess.run(command, capture_output=True, check=False)
+    with contextlib.suppress(OSError):
+        links.remove(BRIDGE)
+    with contextlib.suppress(FileNotFoundError):
+        subprocess.run(("nft", "delete", "table", "ip", TABLE), capture_output=True, check=False)
     if state.get("forward") == "0":
         FORWARD.write_text("0")
     state.clear()
 
 
 def _up(state: dict[str, Any]) -> None:
-    import ipaddress
+    from ipaddress import IPv4Interface, IPv4Network
 
-    used = [ipaddress.ip_network(line.split()[0], strict=False) for line in _tool("ip", "-4", "route").splitlines()
-            if line and line[0].isdigit()]  # fmt: skip
-    free = [each for each in map(ipaddress.ip_network, NETWORKS) if not any(each.overlaps(other) for other in used)]
-    network = next(iter(free), None)
+    used = links.routes()
+    network = next((each for each in map(IPv4Network, NETWORKS) if not any(each.overlaps(other) for other in used)), None)
     if network is None:
         raise ContainerError(f"this host has routes to all of {', '.join(NETWORKS)}, so there is no room for a bridge network")
-    gateway = next(network.hosts())
-    if not _exists(BRIDGE):
-        _tool("ip", "-batch", "-", text=(
-            f"link add {BRIDGE} type bridge\naddress add {gateway}/{network.prefixlen} dev {BRIDGE}\n"
-            f"link set {BRIDGE} up\nlink set lo up\n"
-        ))  # fmt: skip
-    state |= {"network": str(network), "forward": FORWARD.read_text().strip(), "addresses": {}, "ports": {}}
+    if not links.index(BRIDGE):
+        try:
+            links.bridge(BRIDGE, IPv4Interface(f"{next(network.hosts())}/{network.prefixlen}"))
+        except OSError as error:
+            raise ContainerError(f"the bridge {BRIDGE} cannot be made: {error.strerror}; "
+                                 "--network none and --network host do without") from None  # fmt: skip
+    state |= {"network": str(network), "forward": FORWARD.read_text().strip(), "addresses": {}, "ports": {}, "names": {}}
     if state["forward"] == "0":
         FORWARD.write_text("1")
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")  # 127.0.0.1:PORT is forwarded, too
@@ -206,10 +219,26 @@ def _check_ports(state: dict[str, Any], ports: tuple[Port, ...]) -> None:
             raise ContainerError(f"-p {each.host}: container {taken[each.host, each.protocol][:12]} has this port already")
 
 
-def resolv_conf() -> str:
-    """The host's, without servers on its loopback, which the container has not."""
+def resolv_conf(servers: tuple[str, ...], search: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> str:
+    """The host's, with these servers instead of its own; what of it is given is not taken from the host's."""
+    kept = []
+    for line in _host_resolv_conf():
+        word = line.partition(" ")[0]
+        if word in ("search", "domain") and not search or word in ("options", "sortlist") and not options:
+            kept.append(line)
+    kept += [f"search {' '.join(search)}"] if search and search != (".",) else []
+    kept += [f"options {' '.join(options)}"] if options else []
+    return "".join(f"{line}\n" for line in (*(f"nameserver {each}" for each in servers), *kept))
+
+
+def host_servers() -> tuple[str, ...]:
+    """The host's name servers, those on its loopback included: whoever asks them is on the host."""
+    words = [line.split() for line in _host_resolv_conf()]
+    return tuple(each[1] for each in words if len(each) > 1 and each[0] == "nameserver")[:3]  # MAXNS of <resolv.h>
+
+
+def _host_resolv_conf() -> list[str]:
     try:
-        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
+        return Path("/etc/resolv.conf").read_text(errors="replace").replace("\t", " ").splitlines()
     except OSError:
-        lines = []
-    return "".join(f"{line}\n" for line in lines if not line.startswith("nameserver 127.") and line != "nameserver ::1")
+        return []

@@ -54,6 +54,10 @@ class Request:
     pids: int = 0
     network: str = "bridge"
     ports: tuple[Port, ...] = ()
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    hosts: tuple[tuple[str, str], ...] = ()  # name and address
     hostname: str = ""
     entrypoint: tuple[str, ...] | None = None
     workdir: str = ""
@@ -83,6 +87,11 @@ class Request:
             raise ContainerError("--system boots an init system as root, and it writes to its root: leave --read-only and -u out")
         if self.ports and self.network != "bridge":
             raise ContainerError(f"-p publishes ports of a bridge network; with --network {self.network} there are none")
+        for each in self.dns:
+            _address(each)
+        for each in (*self.dns_search, *self.dns_options):
+            if not each or any(letter.isspace() for letter in each):
+                raise ContainerError(f"--dns-search, --dns-option: {each!r} is not a word")
         if self.memory and self.memory < LEAST_MEMORY:
             raise ContainerError(f"-m {self.memory}: a container takes at least 6 MiB")
         if self.memory_swap > 0 and not self.memory:
@@ -136,6 +145,29 @@ def ports(text: str) -> tuple[Port, ...]:
         raise ContainerError(f"-p {text!r}: the two ranges differ in length")
     return tuple(Port(host, container, protocol or "tcp", "" if address == "0.0.0.0" else address)
                  for host, container in zip(outside, inside, strict=True))  # fmt: skip
+
+
+def _address(text: str) -> None:
+    import ipaddress
+
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ContainerError(f"--dns {text!r}: the address of a name server belongs there, like 9.9.9.9") from None
+
+
+def host(text: str) -> tuple[str, str]:
+    """NAME:ADDRESS, or NAME=ADDRESS. Raises ContainerError."""
+    import ipaddress
+
+    name, sign, address = text.partition("=" if "=" in text else ":")
+    try:
+        found = ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        found = None
+    if not sign or not NAME.match(name) or found is None:
+        raise ContainerError(f"--add-host {text!r}: NAME:ADDRESS belongs there, like db:10.0.0.5")
+    return name, str(found)
 
 
 def _range(text: str, whole: str) -> range:
