@@ -136,7 +136,10 @@ class Run:
         if self.log >= 0:
             from xuni.container.state import log_line
 
-            os.write(self.log, log_line(level, text, self.log_json))
+            try:
+                os.write(self.log, log_line(level, text, self.log_json))
+            except OSError:  # its disk is full, or nobody reads it any more
+                pass
 
     def trace(self, step: object, since: float) -> None:
         import time
