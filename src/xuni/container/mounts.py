@@ -55,7 +55,7 @@ class Options(Record):
     recursive_set: int = 0
     recursive_clear: int = 0
     propagation: tuple[tuple[int, bool], ...] = ()
-    idmap: str = ""  # "idmap" or "ridmap"
+    idmap: str = ""  # "idmap" or "ridmap", perhaps with maps (idmap.py)
     copy_up: bool = False
     follow_source: bool = True
     follow_target: bool = True
@@ -90,7 +90,7 @@ def sort_options(options: tuple[str, ...], place: str = "mounts", implied: int =
             propagation.append(PROPAGATIONS[option])
         elif option in ("bind", "rbind"):
             bind, recursive = True, recursive or option == "rbind"
-        elif option in ("idmap", "ridmap"):
+        elif option in ("idmap", "ridmap") or option.startswith(("idmap=", "ridmap=")):
             idmap = option
         elif option == "tmpcopyup":
             copy_up = True
@@ -102,8 +102,6 @@ def sort_options(options: tuple[str, ...], place: str = "mounts", implied: int =
             copy_link, follow_source = True, False
         elif option and option not in NOTHING:
             key, equals, value = option.partition("=")
-            if key == "idmap" and equals:
-                raise SpecError(f"{place}: the mapping of {option} belongs into uidMappings and gidMappings")
             data.append((key, value if equals else None))
     if bind and (given[0] or given[1]):
         given[1] |= implied & ~given[0]

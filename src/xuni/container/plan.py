@@ -284,7 +284,13 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, root: 
         if options.bind or mount.type == "bind":
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             idmap, maps, path = options.idmap, (mount.uidMappings, mount.gidMappings), ""
-            if maps[0]:
+            if "=" in idmap:
+                from xuni.container.idmap import given
+
+                if maps[0]:
+                    raise SpecError(f"mounts[{index}]: uidMappings and {idmap} contradict each other")
+                idmap, maps = given(idmap, linux, f"mounts[{index}]")
+            elif maps[0]:
                 idmap = idmap or "idmap"
             elif idmap:  # the container's own
                 maps, path = (linux.uidMappings, linux.gidMappings), kinds.get("user", "")
