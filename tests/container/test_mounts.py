@@ -11,6 +11,7 @@ from tests.container.bundle import Bundle, needs_root
 from tests.container.test_plan import names, planned
 from xuni.container.inside import KeepIdMap, OpenInside
 from xuni.container.mounts import IMPLIED, IMPLIED_IN_USERNS, Bind, OpenSource, sort_options
+from xuni.container.record import SpecError
 from xuni.host.linux import kernel as k
 
 MAPS = [{"containerID": 0, "hostID": 100000, "size": 65536}]
@@ -93,3 +94,19 @@ def test_a_source_in_the_root_does_not_follow_the_images_links_out(bundle: Bundl
     done = bundle.run("/bin/ls", "/seen", change=lambda config: config["mounts"].append(
         bind(f"{bundle.rootfs}/data", "/seen", "bind")))  # fmt: skip
     assert done.stdout == "only-inside\n", done.stderr
+
+
+def test_an_id_map_in_an_option() -> None:
+    change = {"process.terminal": False, "linux.namespaces": KINDS, "linux.uidMappings": MAPS, "linux.gidMappings": MAPS}
+    steps = planned({**change, "mounts": [bind("/srv/a", "/mnt", "idmap=uids=0-1-10#20-50-5;gids=@0-7-10")]})
+    opened = next(each for each in steps.prepare if isinstance(each, OpenSource))
+    assert opened.idmap == "idmap"
+    assert [(each.containerID, each.hostID, each.size) for each in opened.uid] == [(0, 1, 10), (20, 50, 5)]
+    assert [(each.containerID, each.hostID, each.size) for each in opened.gid] == [(0, 100007, 10)]
+    for option, said in (("idmap=uids=0-1-10", "belong together"), ("idmap=uids=0-1-10;uids=0-1-10", "is not the one"),
+                         ("ridmap=uids=0-1;gids=0-1-2", "is not FIRST-HOST-SIZE"), ("idmap=", "is not the one"),
+                         ("idmap=uids=@0-65535-2;gids=0-1-1", "no map of the container's"),
+                         ("idmap=uids=0-4294967295-2;gids=0-1-1", "ids are below"),
+                         ("idmap=uids=0-1-0;gids=0-1-1", "at least one")):  # fmt: skip
+        with pytest.raises(SpecError, match=said):
+            planned({**change, "mounts": [bind("/srv/a", "/mnt", option)]})
