@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Final
 import pytest
 
 from xuni.cli import quick
+from xuni.host.linux import system
 
 SOURCE: Final = Path(quick.__file__).parents[2]
 SLOW: Final = {"os", "re", "json", "enum", "typing", "dataclasses", "collections", "functools", "argparse", "ctypes", "pathlib",
@@ -58,3 +60,19 @@ def test_the_bundle_runs_and_is_made_anew_when_a_source_changes(tmp_path: Path) 
     assert "changed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
     bundle.write_bytes(b"not this")
     assert "changed" in subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def test_what_is_taken_for_os_has_what_is_asked_of_it() -> None:
+    """The type checker sees `os` itself there."""
+    missing = []
+    for file in SOURCE.glob("xuni/**/*.py"):
+        text = file.read_text()
+        if "from xuni.host.linux import system as os\n" not in text:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            match node:
+                case ast.Attribute(value=ast.Attribute(value=ast.Name(id="os"), attr="path"), attr=name):
+                    missing += [f"{file}: os.path.{name}"] if not hasattr(system.path, name) else []
+                case ast.Attribute(value=ast.Name(id="os"), attr=name):
+                    missing += [f"{file}: os.{name}"] if not hasattr(system, name) or name == "environ" else []
+    assert not missing

@@ -297,7 +297,7 @@ def _kill(options: dict[str, str], given: dict[str, str], arguments: list[str]) 
 
 
 def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    from xuni.container import existing, life
+    from xuni.container import existing, life, state
     from xuni.container.record import SpecError
 
     if "regex" in given:
@@ -308,7 +308,7 @@ def _delete(options: dict[str, str], given: dict[str, str], arguments: list[str]
         except re.error as error:
             raise UsageError(f"--regex: {arguments[0]!r} is not a regular expression: {error}") from None
         root = _root(options)
-        for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+        for name in state.names(root):
             if pattern.search(name):
                 _delete(options, {each: "" for each in given if each != "regex"}, [name])
         return 0

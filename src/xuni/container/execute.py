@@ -170,6 +170,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
     host = plan.Host(os.geteuid() == 0, True, console_socket=command.console_socket, create=detach)
     run = Run(k.Linux(), spec, container.kept.id, container.kept.bundle)
     run.traced, run.debug = command.trace, command.debug
+    run.cache = f"{command.root}/.seccomp"
     run.preserve(command.preserve_fds)
     run.open_log(command.log, command.log_json)
     kept = container.kept

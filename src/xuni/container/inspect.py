@@ -27,7 +27,7 @@ def list_all(root: str, form: str, quiet: bool, *, must_exist: bool = False) -> 
     if must_exist and not os.path.isdir(root):
         raise SpecError(f"--root: stat {root}: no such file or directory")
     found: list[tuple[State, str]] = []
-    for name in sorted(os.listdir(root)) if os.path.isdir(root) else ():
+    for name in state.names(root):
         try:
             home = Home(root, name)
             kept = home.read()

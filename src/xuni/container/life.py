@@ -57,6 +57,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
                 wait or detach)
     run = Run(k.Linux(), spec, container, wishes.bundle)
     run.traced, run.debug = wishes.trace, wishes.debug
+    run.cache = f"{wishes.root}/.seccomp"
     run.preserve(wishes.preserve_fds)
     run.open_log(wishes.log, wishes.log_json)
     run.open_hook_output()

@@ -6,8 +6,8 @@ Debian's package is libseccomp2. Only the runtime calls it, before init exists: 
 from __future__ import annotations
 
 import _ctypes
-import os
 
+from xuni.host.linux import system as os
 from xuni.host.linux.calls import _Function, try_call
 
 TYPE_CHECKING = False

@@ -16,6 +16,8 @@ else:
     from posix import _exit as _exit
     from posix import _path_normpath, environ, getcwd, lstat, stat
 
+    SEEK_SET, SEEK_CUR, SEEK_END = 0, 1, 2
+
     class path:
         """`os.path`, for text."""
 
