@@ -44,6 +44,7 @@ class Run:
         self.console = -1  # the runtime's end of the container's terminal
         self.listener = -1  # the socket of who is notified by seccomp
         self.filter = b""  # the seccomp program
+        self.cache = ""  # a directory for compiled ones
         self.talk: Talk | None = None  # in init
         self.home: Home | None = None
         self.kept: State | None = None  # what the state file says, once the container is made
