@@ -152,8 +152,12 @@ def describe(error: Exception) -> str:
     if isinstance(error, SpecError | StepFailed | InitFailed):
         return one_line(str(error))
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return one_line(str(error) if hasattr(error, "call") else f"{where}{error.strerror}")
+        if hasattr(error, "call"):
+            from xuni.container.rules import find
+
+            rule = find("", error.call, error.errno or 0)
+            return one_line(f"{error}; {rule}" if rule else str(error))
+        return one_line(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror))
     return one_line(f"this is a bug of xuni: {type(error).__name__}: {error} (XUNI_DEBUG=1 shows where)")
 
 

@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+FULL: Final = "there may be no more processes: linux.resources.pids.limit (pids.max), that of a group above, or RLIMIT_NPROC is " \
+    "reached"
 # Step, call ("" for any), errno: the rule.
 RULES: Final = (
     ("Filesystem(.*kind='proc'", "fsmount", e.EPERM,
@@ -45,6 +47,8 @@ RULES: Final = (
     ("Unshare", "unshare", e.EINVAL, "this kernel was built without one of these namespaces"),
     ("", "clone3", e.EPERM, "namespaces take CAP_SYS_ADMIN; without it, add a user namespace to linux.namespaces. A process in a "
      "chroot cannot make user namespaces"),
+    ("", "clone3", e.EAGAIN, FULL),
+    ("RunHook", "", e.EAGAIN, FULL),
     ("", "clone3", e.ENOSPC, "a limit of /proc/sys/user/max_*_namespaces is reached"),
     ("", "clone3", e.EINVAL, "this kernel was built without one of these namespaces"),
     ("Join", "setns", e.EPERM, "joining a namespace takes CAP_SYS_ADMIN in the user namespace that owns it"),

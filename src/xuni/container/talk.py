@@ -43,6 +43,8 @@ class Talk:
             pass  # what the other side says last is read by expect
 
     def fail(self, error: Exception) -> None:
+        if isinstance(error, OSError):  # of what is done between steps: the process itself is made
+            error = StepFailed("Clone", str(error), getattr(error, "call", ""), error.errno or 0)
         if not isinstance(error, StepFailed):
             error = StepFailed("", f"this is a bug of xuni: {type(error).__name__}: {error}")
         self.tell(b"!" + error.pack())
