@@ -119,10 +119,18 @@ def processes(mark: str) -> list[tuple[int, str]]:
         if not each.isdecimal() or int(each) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            said = Path("/proc", each, "cmdline").read_bytes(), Path("/proc", each, "environ").read_bytes()
-            if any(mark.encode() in part for part in said):
-                found.append((int(each), said[0].replace(b"\0", b" ").decode(errors="replace")))
+            said = _read(f"/proc/{each}/cmdline")
+            if mark.encode() in said or mark.encode() in _read(f"/proc/{each}/environ"):
+                found.append((int(each), said.replace(b"\0", b" ").decode(errors="replace")))
     return found
+
+
+def _read(path: str) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 1 << 18)
+    finally:
+        os.close(descriptor)
 
 
 def groups_left(container: str) -> list[str]:

@@ -30,7 +30,7 @@ def everything() -> dict[str, Any]:
     made["process"] |= {
         "terminal": False, "consoleSize": {"width": 80, "height": 25}, "oomScoreAdj": 100,
         "user": {"uid": 0, "gid": 0, "umask": 18, "additionalGids": [1]},
-        "scheduler": {"policy": "SCHED_BATCH", "nice": 1, "priority": 0, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
+        "scheduler": {"policy": "SCHED_BATCH", "nice": 19, "priority": 0, "flags": ["SCHED_FLAG_RESET_ON_FORK"]},
         "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 4}, "execCPUAffinity": {"initial": "0", "final": "0"},
     }  # fmt: skip
     made["hooks"] = {point: [{"path": "/bin/true", "args": ["true"], "env": ["A=b"], "timeout": 5}] for point in
@@ -193,12 +193,22 @@ def test_ids_that_mean_something_else_to_the_kernel(change: dict[str, Any], said
 
 
 @needs_root
+def test_the_configuration_to_be_changed_works(bundle: Bundle) -> None:
+    """Else every change of it would fail early, for the same reason."""
+    bundle.config = everything() | {"root": {"path": "rootfs"}}
+    (bundle.rootfs / "given").write_text("")
+    done = bundle.run("/bin/sh", "-c", "cat /proc/sys/kernel/shmmni; cat /given; id -u")
+    assert done.returncode == 0 and done.stdout.startswith("1000\n") and done.stdout.endswith("\n0\n"), done.stderr
+
+
+@needs_root
 @needs_busybox
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(EDIT, min_size=1, max_size=2), st.sampled_from(("create", "create", "plan")))
 def test_a_start_from_a_changed_configuration_works_or_leaves_nothing(edits: list[tuple[Place, str, Any]], command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="xuni-test-") as scratch:
         bundle = Bundle(Path(scratch))
+        (bundle.rootfs / "given").write_text("")
         bundle.config = edited(everything() | {"root": {"path": "rootfs"}}, edits)
         if not isinstance(bundle.config.get("linux"), dict) or not isinstance(bundle.config["linux"].get("namespaces"), list):
             return  # without a mount namespace, mounts are the host's
