@@ -40,6 +40,7 @@ def engines(directory: str, network: str) -> tuple[dict[str, list[str]], dict[st
     """The command of each engine, up to the image, and the environment; each has the image by then."""
     own = {**os.environ, "XDG_DATA_HOME": f"{directory}/data", "XDG_RUNTIME_DIR": f"{directory}/run",
            "CONTAINERS_CONF": f"{directory}/containers.conf"}  # fmt: skip
+    own.pop("PYTHONDONTWRITEBYTECODE", None)  # else it is compiled anew each time, unlike the peers
     Path(directory, "run").mkdir(mode=0o700)
     # What podman asks for by itself may be more than the caller is allowed.
     Path(directory, "containers.conf").write_text('[containers]\ndefault_ulimits = []\n[engine]\nevents_logger = "file"\n')
