@@ -143,3 +143,14 @@ def test_nothing_is_prepared_under_the_filter(listener: str) -> None:
     steps = planned({"process.terminal": False, "linux.seccomp": filter_, "hooks": {"startContainer": [hook]}})
     order = names(steps.become + steps.begin)
     assert order.index("PrepareTrampoline") < order.index("LoadSeccomp") < order.index("RunHook") < order.index("Execute")
+
+
+def test_a_plan_is_shown_whole_and_in_words() -> None:
+    from xuni.container import inspect
+    from xuni.container.plan import Plan
+    from xuni.container.process import BoundCapabilities
+
+    assert {name for name, _ in inspect.SECTIONS} == set(Plan.fields)
+    options = sort_options(("nosuid", "strictatime", "ro", "mode=755"))
+    assert repr(options) == "Options(set=ro,nosuid,strictatime, clear=atime, data=(('mode', '755'),))"
+    assert repr(BoundCapabilities(1 << 5 | 1 << 29)) == "BoundCapabilities(kept=CAP_KILL,CAP_AUDIT_WRITE)"

@@ -139,6 +139,7 @@ SECTIONS: Final = (
     ("clone", "init is born into new namespaces"),
     ("adopt", "the runtime: id maps, limits of init itself"),
     ("enter", "init: its control groups and namespaces"),
+    ("limit", "the runtime meanwhile: the limits of the groups"),
     ("build", "init: the tree of files"),
     ("host_hooks", "the runtime: prestart and createRuntime hooks"),
     ("seal", "init: createContainer hooks, hidden paths, the new root"),

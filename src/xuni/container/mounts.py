@@ -62,6 +62,10 @@ class Options(Record):
     copy_link: bool = False
     data: tuple[tuple[str, str | None], ...] = ()
 
+    def shown(self, name: str) -> str:
+        value = getattr(self, name)
+        return k.attributes(value) if name in ("set", "clear", "recursive_set", "recursive_clear") else repr(value)
+
 
 # What a bind mount with any option of ATTRIBUTES does not have unless it says so, as with `mount --bind -o`: the source's do
 # not shine through. In a user namespace those that the kernel locks there stay, unless an option says otherwise.

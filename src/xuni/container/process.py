@@ -83,6 +83,9 @@ class BoundCapabilities(Step):
 
     kept: int
 
+    def shown(self, name: str) -> str:
+        return capabilities(getattr(self, name))
+
     def apply(self, run: Run) -> None:
         for number in range(64):
             if self.kept >> number & 1:
@@ -134,6 +137,9 @@ class SetCapabilities(Step):
     inheritable: int
     ambient: int = 0
     keep: int = 0  # held on to until FinishCapabilities
+
+    def shown(self, name: str) -> str:
+        return capabilities(getattr(self, name))
 
     def apply(self, run: Run) -> None:
         kernel = run.kernel
@@ -439,6 +445,11 @@ def mask(names: tuple[str, ...]) -> int:
 
 
 _NUMBER: Final = {name: number for number, name in enumerate(CAPABILITIES)}
+
+
+def capabilities(mask: int) -> str:
+    """The names of what is in a mask."""
+    return ",".join([name for number, name in enumerate(CAPABILITIES) if mask >> number & 1]) or "none"
 
 
 def persona(personality: Personality) -> int:

@@ -84,9 +84,12 @@ class Record:
 
     def __repr__(self) -> str:
         """Fields that differ from their default, so that a plan reads well."""
-        shown = [f"{name}={getattr(self, name)!r}" for name, (_, default) in self.fields.items()
-                 if getattr(self, name) != default]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        given = [f"{name}={self.shown(name)}" for name, (_, default) in self.fields.items() if getattr(self, name) != default]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def shown(self, name: str) -> str:
+        """A field for people to read."""
+        return repr(getattr(self, name))
 
 
 if TYPE_CHECKING:

@@ -171,8 +171,8 @@ def unified(directory: str, keys: Mapping[str, str], top: str, v1: Mapping[str, 
     for name, value in keys.items():
         controller, dot, _ = name.partition(".")
         if "/" in name or not dot:
-            raise SpecError("linux.resources.unified: it takes names of files, without a path; the specified key has not the form "
-                            f"CONTROLLER.VALUE `{name}`")  # fmt: skip
+            raise SpecError("linux.resources.unified: it takes names of files, without a path; the specified key has not the "
+                            f"form CONTROLLER.VALUE `{name}`")  # fmt: skip
         try:
             for line in value.splitlines() or [""]:
                 write(directory, name, line)

@@ -399,3 +399,10 @@ PR_NAMES: Final = {PR_SET_PDEATHSIG: "PR_SET_PDEATHSIG", PR_SET_DUMPABLE: "PR_SE
     PR_SET_NO_NEW_PRIVS: "PR_SET_NO_NEW_PRIVS", PR_CAP_AMBIENT: "PR_CAP_AMBIENT"}  # fmt: skip
 
 
+def attributes(bits: int) -> str:
+    """As mount(8) says them: "nosuid,noexec"; a number for what has no name."""
+    names = [name.lower().replace("rdonly", "ro") for bit, name in ATTR_NAMES.items() if bits & bit]
+    if bits & MOUNT_ATTR__ATIME == MOUNT_ATTR__ATIME:
+        names = [each for each in names if each not in ("noatime", "strictatime")] + ["atime"]
+    rest = bits & ~(sum(ATTR_NAMES) | MOUNT_ATTR__ATIME)
+    return ",".join(names + [hex(rest)] * bool(rest)) or "0"
