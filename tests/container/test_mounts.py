@@ -9,8 +9,8 @@ import pytest
 
 from tests.container.bundle import Bundle, needs_root
 from tests.container.test_plan import names, planned
-from xuni.container.inside import KeepIdMap, OpenInside
-from xuni.container.mounts import IMPLIED, IMPLIED_IN_USERNS, Bind, OpenSource, sort_options
+from xuni.container.binds import Bind, KeepIdMap, OpenInside, OpenSource
+from xuni.container.mounts import IMPLIED, IMPLIED_IN_USERNS, sort_options
 from xuni.container.record import SpecError
 from xuni.host.linux import kernel as k
 
@@ -57,9 +57,12 @@ def test_sources_in_the_root_are_opened_in_their_turn() -> None:
     assert [each.target for each in steps.build if isinstance(each, Bind)] == ["/mnt", "/y"]
 
 
-def test_a_root_that_is_the_hosts_own_has_everything_outside() -> None:
-    steps = planned({"process.terminal": False, "root.path": "/", "mounts": [bind("/srv/a", "/mnt", "rbind")]})
-    assert any(isinstance(each, OpenSource) for each in steps.build)
+@pytest.mark.parametrize(
+    ("root", "source"), [("/", "/srv/a"), ("rootfs", "/bundle/rootfs/../a"), ("rootfs", "/bundle/rootfs2/a")]
+)
+def test_what_is_no_source_in_the_root(root: str, source: str) -> None:
+    steps = planned({"process.terminal": False, "root.path": root, "mounts": [bind(source, "/mnt", "rbind")]})
+    assert [each.source for each in steps.build if isinstance(each, OpenSource)] == [source]
 
 
 @needs_root

@@ -16,7 +16,7 @@ def refuse_used(group: Group, container: str) -> None:
     Raises SpecError.
     """
     place = next((each for each in group.paths.values() if os.path.isdir(each)), "")
-    if not place:
+    if not place:  # as it should be
         return
     if group.populated():
         raise SpecError(f"container's cgroup is not empty: {place}: processes of something else live in it, and a container "

@@ -10,7 +10,7 @@
                                         ──"h"─────▶ seal    (createContainer, the new root)
                                                     become  (user, capabilities)
             the state is "created"      ◀──"r"──
-    start:  connects to start.sock ───────────────▶ begin   (startContainer, seccomp, execve)
+    start:  connects to start.sock ───────────────▶ begin   (seccomp, startContainer, execve)
             poststart
     kill:   signals
     delete: the groups are emptied and removed, poststop, the state is forgotten

@@ -1,7 +1,6 @@
 """Mounts, the root among them: made detached, given their attributes while nobody sees them, then attached in the root.
 
-A bind mount's source is opened by `OpenSource` (by the runtime when only the host's root may look at it, else by init) and
-attached by `Bind`; everything else is one `Filesystem`.
+Bind mounts, which take two steps each, are in binds.py; everything else is one `Filesystem`.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import errno
 import sys
 
 from xuni.container.record import Record
-from xuni.container.rooted import make_in_root, open_in_root, parent_in_root
+from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import CallError, Run, SpecError, Step
 from xuni.host.linux import kernel as k
 from xuni.host.linux import system as os
@@ -19,8 +18,6 @@ from xuni.host.linux import system as os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
-
-    from xuni.container.spec import IDMapping
 
 # Option: attributes set, attributes cleared (mount_setattr(2)).
 _ATIME = k.MOUNT_ATTR__ATIME
@@ -262,84 +259,6 @@ class RootPropagation(Step):
 
 
 # ---- mounts of the configuration
-
-
-class OpenSource(Step):
-    """Clone the mount tree that the mount numbered `index` binds; give it its attributes and its id map."""
-
-    index: int
-    source: str
-    options: Options
-    idmap: str = ""  # "idmap" or "ridmap"
-    uid: tuple[IDMapping, ...] = ()
-    gid: tuple[IDMapping, ...] = ()
-    userns: str = ""  # the user namespace that has the maps, instead
-
-    def apply(self, run: Run) -> None:
-        kernel, options = run.kernel, self.options
-        if options.copy_link:
-            place = kernel.open(self.source, os.O_PATH | os.O_NOFOLLOW)
-            is_link = stat.S_ISLNK(os.fstat(place).st_mode)
-            os.close(place)
-            if is_link:
-                run.links[self.index] = os.readlink(self.source)
-                return
-        tree = kernel.open_tree(k.AT_FDCWD, self.source, recursive=options.recursive, follow=options.follow_source)
-        run.files[f"source {self.index}"] = tree
-        if self.idmap:
-            userns = kernel.open(self.userns, os.O_RDONLY) if self.userns else user_namespace(run, self.uid, self.gid)
-            try:
-                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=self.idmap == "ridmap")
-            finally:
-                os.close(userns)
-
-
-def user_namespace(run: Run, uid: tuple[IDMapping, ...], gid: tuple[IDMapping, ...]) -> int:
-    """A descriptor of a new user namespace with these maps, made by a child that only lives for that."""
-    kernel = run.kernel
-    hold = os.pipe()
-    pid, pidfd = kernel.clone3(k.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(hold[1])
-        os.read(hold[0], 1)
-        os._exit(0)
-    try:
-        for file, maps in (("uid_map", uid), ("gid_map", gid)):
-            lines = "".join([f"{each.containerID} {each.hostID} {each.size}\n" for each in maps])
-            kernel.write_file(f"/proc/{pid}/{file}", lines)
-        return kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
-    finally:
-        os.close(hold[0])
-        os.close(hold[1])
-        os.close(pidfd)
-        os.waitpid(pid, 0)
-
-
-class Bind(Step):
-    """Attach the tree that OpenSource opened."""
-
-    index: int
-    target: str
-    options: Options
-    source: str = ""
-
-    def apply(self, run: Run) -> None:
-        if self.index in run.links:
-            self._link(run, run.links[self.index])
-            return
-        tree = run.files.pop(f"source {self.index}")
-        directory = stat.S_ISDIR(os.fstat(tree).st_mode)
-        attach(run, tree, self.target, self.options, directory)
-
-    def _link(self, run: Run, value: str) -> None:
-        parent, name = parent_in_root(run.kernel, run.root, self.target)
-        try:
-            run.kernel.symlinkat(value, parent, name)
-        except CallError as error:
-            if error.errno != errno.EEXIST or run.kernel.readlinkat(parent, name) != value:
-                raise
-        finally:
-            os.close(parent)
 
 
 class Filesystem(Step):

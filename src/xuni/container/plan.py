@@ -282,6 +282,8 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, root: 
             import xuni.container.copying  # noqa: F401 - init may not be able to read it
         target = "/" + mount.destination.removeprefix(below).lstrip("/")  # a path of the host's in the root means the same
         if options.bind or mount.type == "bind":
+            from xuni.container.binds import Bind, KeepIdMap, OpenInside, OpenSource
+
             source = mount.source if mount.source.startswith("/") else f"{bundle}/{mount.source}"
             idmap, maps, path = options.idmap, (mount.uidMappings, mount.gidMappings), ""
             if "=" in idmap:
@@ -298,16 +300,13 @@ def _mounts(spec: Spec, linux: Linux, kinds: dict[str, str], bundle: str, root: 
                     raise SpecError(f"mounts[{index}]: {idmap} without uidMappings needs a user namespace to take them from")
             # Making an id map takes /proc with the host's process numbers, which is not what init sees.
             uid, gid = maps if idmap and not path else ((), ())
-            if source.startswith(below) and not options.copy_link:
-                from xuni.container.inside import KeepIdMap, OpenInside
-
+            if source.startswith(below) and ".." not in source.split("/") and not options.copy_link:
                 if idmap:
                     opening.append(KeepIdMap(index, uid, gid, path))
                 filling.append(OpenInside(index, source.removeprefix(root), options, idmap, by_runtime))
             else:
-                (opening if by_runtime or idmap else filling).append(
-                    mnt.OpenSource(index, source, options, idmap, uid, gid, path))  # fmt: skip
-            filling.append(mnt.Bind(index, target, options, source))
+                (opening if by_runtime or idmap else filling).append(OpenSource(index, source, options, idmap, uid, gid, path))
+            filling.append(Bind(index, target, options, source))
         elif mount.type == "cgroup" or mount.type == "cgroup2":
             filling.append(mnt.CgroupView(target, options, "cgroup" in kinds))
         else:

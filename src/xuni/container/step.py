@@ -108,7 +108,7 @@ class Run:
 
                 send_listener(self, taken, self.pid)
             else:
-                from xuni.container.inside import put_id_map
+                from xuni.container.binds import put_id_map
 
                 put_id_map(self, what, taken)
         finally:
