@@ -38,8 +38,8 @@ START: Final = (
 # What they may import besides (limits while init is at work, so that nobody waits for it), and other commands do.
 LATER: Final = (
     "xuni.container.cgroup.units", "xuni.container.cgroup.devices", "xuni.container.cgroup.v1", "xuni.container.cgroup.v2",
-    "xuni.container.cgroup.freezer", "xuni.container.spec_rare", "xuni.container.rules", "xuni.container.hooks",
-    "xuni.container.seccomp", "xuni.container.terminal", "xuni.container.console", "xuni.container.execute",
+    "xuni.container.cgroup.freezer", "xuni.container.spec_rare", "xuni.container.binds", "xuni.container.idmap",
+    "xuni.container.rules", "xuni.container.hooks", "xuni.container.seccomp", "xuni.container.terminal", "xuni.container.console", "xuni.container.execute",
     "xuni.host.linux.libseccomp",
 )  # fmt: skip
 PACKAGES: Final = ("xuni", "xuni.cli", "xuni.host", "xuni.host.linux", "xuni.container", "xuni.container.cgroup")
