@@ -83,8 +83,10 @@ def events(container: Container, *, once: bool, interval: str) -> Iterator[str]:
 
     if container.status() == "stopped":
         raise SpecError(f"container is not running: {container.kept.id}")
-    seconds = _seconds(interval)
-    kills = _oom_kills(container)
+    from xuni.container.cgroup.stats import oom_kills
+
+    seconds, paths = _seconds(interval), container.kept.cgroups or {}
+    kills = oom_kills(paths)
     while container.status() != "stopped":
         try:
             data = group_of(container).stats()
@@ -94,30 +96,16 @@ def events(container: Container, *, once: bool, interval: str) -> Iterator[str]:
         if once:
             return
         until = time.monotonic() + seconds
-        while container.status() != "stopped":
-            now = _oom_kills(container)
+        while True:
+            ended = container.status() == "stopped"  # asked first: what is counted then is all there will be
+            now = oom_kills(paths)
             if now > kills:
                 kills = now
                 yield json.dumps({"type": "oom", "id": container.kept.id}).decode() + "\n"
             left = until - time.monotonic()
-            if left <= 0:
+            if ended or left <= 0:
                 break
             time.sleep(min(left, 0.1))
-
-
-def _oom_kills(container: Container) -> int:
-    """How many processes of the container its memory limit has killed so far."""
-    paths = container.kept.cgroups or {}
-    for controller, file in (("memory", "memory.oom_control"), ("", "memory.events")):
-        try:
-            with open(f"{paths[controller]}/{file}") as lines:
-                for line in lines:
-                    name, _, count = line.partition(" ")
-                    if name == "oom_kill":
-                        return int(count)
-        except (KeyError, OSError):
-            continue
-    return 0
 
 
 def _seconds(text: str) -> float:

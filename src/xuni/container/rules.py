@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-FULL: Final = "there may be no more processes: linux.resources.pids.limit (pids.max), that of a group above, or RLIMIT_NPROC is " \
-    "reached"
+FULL: Final = "there may be no more processes: linux.resources.pids.limit (pids.max), that of a group above, or RLIMIT_NPROC " \
+    "is reached"
 # Step, call ("" for any), errno: the rule.
 RULES: Final = (
     ("Filesystem(.*kind='proc'", "fsmount", e.EPERM,

@@ -148,7 +148,8 @@ def _linux(about: str, *packages: str) -> Recipe:
     """A kernel package (the first one there is) with our initramfs."""
 
     def fill(into: Path) -> dict[str, str]:
-        kernel = _take(into, packages, {"boot/vmlinuz-*": "kernel"}, _is_kernel)
+        modules = {"kernel/drivers/block/loop.ko": "loop.ko"}  # the only block devices that a guest without disks can have
+        kernel = _take(into, packages, {"boot/vmlinuz-*": "kernel"}, _is_kernel, modules)
         busybox = _take(into, ("busybox-static",), {"bin/busybox": "busybox", "usr/bin/busybox": "busybox"})
         (into / "busybox").chmod(0o755)
         _build_initramfs(into)
@@ -204,18 +205,23 @@ def _krun(into: Path) -> dict[str, str]:
 
 
 def _take(into: Path, packages: tuple[str, ...], wanted: Mapping[str, str],
-          follow: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
-    """Fetch a package and keep its first file whose path matches a pattern of `wanted`, under the name given there."""
+          follow: Callable[[str], bool] = lambda name: False, also: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Fetch a package and keep its first file whose path matches a pattern of `wanted`, under the name given there; those of
+    `also` if they come after it."""
     from xuni.host import apt
 
     package, deb = apt.obtain(packages, into, follow)
     found = False
+    more = dict(also or {})
     with apt.files(deb) as members:
         for path, read in members:
-            name = next((name for pattern, name in wanted.items() if path.match(pattern)), None)
-            if name:
-                (into / name).write_bytes(read())
+            searched = more if found else wanted
+            pattern = next((pattern for pattern in searched if path.match(pattern)), None)
+            if pattern:
+                (into / searched[pattern]).write_bytes(read())
+                more.pop(pattern, None)
                 found = True
+            if found and not more:
                 break
     deb.unlink()
     if not found:

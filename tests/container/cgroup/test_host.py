@@ -12,7 +12,7 @@ import pytest
 
 from xuni.container.cgroup import Group, hierarchy, place, reopen
 from xuni.container.record import SpecError
-from xuni.container.spec import BlockIO, Cpu, Memory, Resources, ThrottleDevice
+from xuni.container.spec import Cpu, Memory, Resources
 
 spec = importlib.util.spec_from_file_location("cgroup_behaviour", Path(__file__).with_name("behaviour.py"))
 assert spec and spec.loader
@@ -35,33 +35,10 @@ def group(request: pytest.FixtureRequest) -> Iterator[Group]:
 
 @pytest.mark.parametrize("check", behaviour.BEHAVIOURS, ids=lambda check: check.__name__)
 def test_behaviour(check: Callable[[Group], None], group: Group) -> None:
-    check(group)
-
-
-THROTTLED = """
-import mmap, os, sys, time
-file = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
-page, began = mmap.mmap(-1, 262144), time.monotonic()
-for _ in range(6): os.readv(file, [page])
-print(time.monotonic() - began)
-"""
-
-
-def test_reads_are_throttled(group: Group, tmp_path: Path) -> None:
-    """1.5 MiB at a MiB a second: the lower bound holds on any machine."""
-    file = tmp_path / "file"
-    file.write_bytes(bytes(6 << 18))
-    os.sync()
-    device = file.stat().st_dev
-    known = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
-    if "blkio" not in group.paths or not os.major(device) or not known.exists():
-        pytest.skip("this host has no block device below the temporary directory, or no blkio controller for us")
-    throttle = ThrottleDevice(os.major(device), os.minor(device), 1 << 20)
-    group.apply(Resources(blockIO=BlockIO(throttleReadBpsDevice=(throttle,))))
-    with behaviour.inside(group, THROTTLED, str(file)) as reader:
-        assert reader.stdout is not None
-        assert float(reader.stdout.read()) > 1.0
-    assert sum(each["value"] for each in group.stats()["blkio"]["ioServiceBytesRecursive"] if each["op"] == "Read") >= 6 << 18
+    try:
+        check(group)
+    except behaviour.NotHere as error:
+        pytest.skip(str(error))
 
 
 def test_a_process_moves_itself_in(group: Group) -> None:
@@ -118,7 +95,7 @@ def test_clear_errors(group: Group) -> None:
     if "memory" in group.paths:
         with pytest.raises(SpecError, match="0 … 100"):
             group.apply(Resources(memory=Memory(swappiness=101)))
-    with pytest.raises(SpecError, match=r"a file name|cannot use unified on cgroup v1"):
+    with pytest.raises(SpecError, match=r"names of files|cannot use unified on cgroup v1"):
         group.apply(Resources(unified={"../../etc/passwd": "x"}))
 
 

@@ -27,6 +27,12 @@ def collect(paths: Mapping[str, str]) -> dict[str, Any]:
     return stats
 
 
+def oom_kills(paths: Mapping[str, str]) -> int:
+    """How many processes of the group its memory limit has killed so far; 0 once it is gone."""
+    place, file = (paths["memory"], "memory.oom_control") if "memory" in paths else (paths.get("", ""), "memory.events")
+    return _flat(place, file).get("oom_kill", 0)
+
+
 def _value(directory: str, name: str) -> int:
     text = read_or(directory, name, "0") if directory else "0"
     return int(text) if text.lstrip("-").isdecimal() else 0
