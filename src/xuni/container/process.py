@@ -366,14 +366,15 @@ def end_on_signals() -> None:
     """In a created init, which waits: the kernel keeps from the first process of a PID namespace every signal that it has no
     handler for (pid_namespaces(7)), and `kill` shall end it all the same. execve takes the handlers away.
     """
-    for number in _signal.valid_signals() - _HARMLESS:
+    for number in _signal.valid_signals() - _NOT_TO_END:
         if _signal.getsignal(number) == _signal.SIG_DFL:
             _signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
-# Those that nothing can handle, and those that end nobody by default.
-_HARMLESS: Final = frozenset((_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGCONT, _signal.SIGTSTP,
-                              _signal.SIGTTIN, _signal.SIGTTOU, _signal.SIGURG, _signal.SIGWINCH))  # fmt: skip
+# What nothing can handle, what ends nobody by default, and faults of our own, which would come again and again.
+_NOT_TO_END: Final = frozenset((_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGCONT, _signal.SIGTSTP,
+                              _signal.SIGTTIN, _signal.SIGTTOU, _signal.SIGURG, _signal.SIGWINCH, _signal.SIGSEGV,
+                              _signal.SIGBUS, _signal.SIGILL, _signal.SIGFPE))  # fmt: skip
 
 
 class ResetAffinity(Step):
