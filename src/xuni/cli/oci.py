@@ -271,7 +271,7 @@ def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]
 def _start(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     from xuni.container import existing, life
 
-    life.start(existing.open_container(_root(options), arguments[0]))
+    life.start(existing.open_made(_root(options), arguments[0], 10))
     return 0
 
 
@@ -285,7 +285,7 @@ def _run(options: dict[str, str], given: dict[str, str], arguments: list[str]) -
 def _state(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     from xuni.container import existing, json, state
 
-    found = existing.open_container(_root(options), arguments[0])
+    found = existing.open_made(_root(options), arguments[0], 1)
     kept = found.kept
     said = state.report(kept, found.status()) | {"rootfs": kept.rootfs, "created": kept.created, "owner": kept.owner}
     sys.stdout.write(json.dumps(said, indent=2).decode() + "\n")

@@ -31,6 +31,18 @@ def open_container(root: str, container: str) -> Container:
     return Container(home, home.read())
 
 
+def open_made(root: str, container: str, seconds: float) -> Container:
+    """The same, but waits so long for a creation under way: with runc a container is not seen before it has been made, and
+    who asks for its state until there is one goes on with `start`. Raises SpecError.
+    """
+    from time import monotonic, sleep
+
+    deadline = monotonic() + seconds
+    while (found := open_container(root, container)).status() == "creating" and monotonic() < deadline:
+        sleep(0.005)
+    return found
+
+
 def signal(container: Container, number: int, *, quiet: bool = False) -> None:
     """Send to init, if it is still the process that we made."""
     kept = container.kept
