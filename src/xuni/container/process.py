@@ -333,7 +333,13 @@ class SetScheduler(Step):
         packed = b"".join([(48).to_bytes(4, "little"), POLICIES[s.policy].to_bytes(4, "little"), flags.to_bytes(8, "little"),
                            s.nice.to_bytes(4, "little", signed=True), s.priority.to_bytes(4, "little"),
                            *[(each or 0).to_bytes(8, "little") for each in (s.runtime, s.deadline, s.period)]])  # fmt: skip
-        run.kernel.sched_setattr(packed, repr(s))
+        try:
+            run.kernel.sched_setattr(packed, repr(s))
+        except k.CallError as error:
+            if error.errno != errno.EPERM or s.policy not in ("SCHED_FIFO", "SCHED_RR"):
+                raise
+            raise SpecError(f"process.scheduler: {s.policy}: operation not permitted: it takes CAP_SYS_NICE, and on cgroup v1 a "
+                            "budget that the group has been given (linux.resources.cpu.realtimeRuntime)") from None  # fmt: skip
 
 
 POLICIES: Final = {"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5,
