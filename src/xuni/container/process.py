@@ -7,7 +7,7 @@ import _stat as stat
 import errno
 
 from xuni.container.rooted import make_in_root, open_in_root
-from xuni.container.step import Run, SpecError, Step
+from xuni.container.step import CallError, Run, SpecError, Step
 from xuni.host.linux import kernel as k
 from xuni.host.linux import system as os
 from xuni.host.linux.trampoline import make as make_trampoline
@@ -335,7 +335,7 @@ class SetScheduler(Step):
                            *[(each or 0).to_bytes(8, "little") for each in (s.runtime, s.deadline, s.period)]])  # fmt: skip
         try:
             run.kernel.sched_setattr(packed, repr(s))
-        except k.CallError as error:
+        except CallError as error:
             if error.errno != errno.EPERM or s.policy not in ("SCHED_FIFO", "SCHED_RR"):
                 raise
             raise SpecError(f"process.scheduler: {s.policy}: operation not permitted: it takes CAP_SYS_NICE, and on cgroup v1 a "
