@@ -18,6 +18,8 @@ from xuni.host.linux.kernel import CLONE_NEWNET, Linux
 DELLINK, NEWROUTE = 17, 24
 IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 10, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_GROUP: Final = 27
+GROUP: Final = 0x78756E69  # of the bridge and all that is at it ("xuni"): the kernel removes a group in the time of one interface
 RTA_GATEWAY: Final = 5
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 INSIDE: Final = "eth0"
@@ -53,7 +55,7 @@ def inside(pid: int) -> Iterator[int]:
 def bridge(name: str, address: IPv4Interface) -> None:
     """Make a bridge with an address, up. Raises OSError."""
     with _netlink() as netlink:
-        netlink.do(NEWLINK, CREATE | EXCL, _link(up=True) + _name(name) + _kind("bridge"))
+        netlink.do(NEWLINK, CREATE | EXCL, _link(up=True) + _name(name) + _group() + _kind("bridge"))
         _give(netlink, index(name), address)
         netlink.do(NEWLINK, 0, _link(index("lo"), up=True))
 
@@ -66,6 +68,15 @@ def remove(name: str) -> None:
             netlink.do(DELLINK, 0, _link(number))
 
 
+def remove_all(bridge: str) -> None:
+    """The bridge and every pair at it, with one wait for all (each alone takes the kernel an RCU grace period or two)."""
+    try:
+        with _netlink() as netlink:
+            netlink.do(DELLINK, 0, _link() + _group())
+    finally:
+        remove(bridge)
+
+
 def join(bridge: str, name: str, pid: int, address: IPv4Interface, gateway: IPv4Address) -> None:
     """A pair of interfaces: `name` at the bridge, `eth0` with the address where the process is. Raises OSError."""
     there = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -73,7 +84,7 @@ def join(bridge: str, name: str, pid: int, address: IPv4Interface, gateway: IPv4
         peer = _link() + _name(INSIDE) + attribute(IFLA_NET_NS_FD, there.to_bytes(4, "little"))
         data = attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, peer))
         with _netlink() as netlink:
-            netlink.do(NEWLINK, CREATE | EXCL, _link(up=True) + _name(name)
+            netlink.do(NEWLINK, CREATE | EXCL, _link(up=True) + _name(name) + _group()
                        + attribute(IFLA_MASTER, index(bridge).to_bytes(4, "little")) + _kind("veth", data))  # fmt: skip
     finally:
         os.close(there)
@@ -111,6 +122,10 @@ def _link(number: int = 0, *, up: bool = False) -> bytes:
     """struct ifinfomsg."""
     flags = (IFF_UP if up else 0).to_bytes(4, "little")
     return bytes(4) + number.to_bytes(4, "little") + flags + flags
+
+
+def _group() -> bytes:
+    return attribute(IFLA_GROUP, GROUP.to_bytes(4, "little"))
 
 
 def _name(name: str) -> bytes:

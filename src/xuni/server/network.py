@@ -147,21 +147,25 @@ def _forget(state: dict[str, Any], container: str) -> None:
     state["addresses"].pop(container, None)
     state.get("names", {}).pop(container, None)
     published = state["ports"].pop(container, None)
-    with contextlib.suppress(OSError):
-        links.remove(_veth(container))
     if not state["addresses"]:
         _down(state)
-    elif published:
+        return
+    with contextlib.suppress(OSError):
+        links.remove(_veth(container))
+    if published:
         _rules(state)
 
 
 def _down(state: dict[str, Any]) -> None:
     import subprocess
 
-    with contextlib.suppress(OSError):
-        links.remove(BRIDGE)
+    nft = None
     with contextlib.suppress(FileNotFoundError):
-        subprocess.run(("nft", "delete", "table", "ip", TABLE), capture_output=True, check=False)
+        nft = subprocess.Popen(("nft", "delete", "table", "ip", TABLE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with contextlib.suppress(OSError):
+        links.remove_all(BRIDGE)
+    if nft:
+        nft.wait()
     if state.get("forward") == "0":
         FORWARD.write_text("0")
     state.clear()
