@@ -191,6 +191,42 @@ def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
             holder.kill()
 
 
+def test_volumes(say: Say, image: Path) -> None:
+    """A new one has what the image has; it outlives its containers, and goes when it is told to."""
+    none = ("--network", "none")
+    assert say("run", "--rm", *none, "-v", "kept:/bin", "busybox", "sh", "-c", "echo mine > /bin/mine").returncode == 0
+    done = say("create", "--name", "reader", *none, "-v", "kept:/v:ro", "-v", "/nameless", "busybox",
+               "sh", "-c", "cat /v/mine; ls /v/busybox; echo > /v/x; ls -d /nameless")  # fmt: skip
+    assert done.returncode == 0 and "Created" in say("ps", "-a").stdout
+    done = say("start", "-a", "reader")
+    assert done.stdout == "mine\n/v/busybox\n/nameless\n" and "Read-only" in done.stderr
+    refused = say("volume", "rm", "kept")
+    assert refused.returncode == 1 and "in use by reader" in refused.stderr
+    assert len(json.loads(say("volume", "ls", "--json").stdout)) == 2
+    assert say("rm", "-v", "reader").returncode == 0 and say("volume", "ls", "-q").stdout == "kept\n"
+    assert say("volume", "prune").stdout == "" and (image / "xuni/volumes/kept/_data/mine").read_text() == "mine\n"
+    done = say("run", "--rm", *none, "--userns", "auto", "-v", "kept:/v", "busybox", "sh", "-c", "cat /v/mine; echo > /v/two")
+    assert done.stdout == "mine\n" and (image / "xuni/volumes/kept/_data/two").stat().st_uid == 0, done
+    assert say("volume", "rm", "kept").stdout == "kept\n" and say("volume", "ls", "-q").stdout == ""
+
+
+def test_options(say: Say, tmp_path: Path) -> None:
+    script = ("ulimit -n; cat /proc/sys/kernel/msgmax /proc/self/oom_score_adj; id -G; ls /dev/zero2; "
+              "cat /proc/self/status; cat /t/x /h")  # fmt: skip
+    (tmp_path / "file").write_text("of the host\n")
+    done = say("run", "--rm", "--network", "none", "--ulimit", "nofile=77", "--sysctl", "kernel.msgmax=4242",
+               "--oom-score-adj", "321", "--group-add", "55", "--device", "/dev/zero:/dev/zero2", "--security-opt", "no-new-privileges", "--mount",
+               f"type=bind,src={tmp_path}/file,dst=/h", "--tmpfs", "/t", "--cidfile", str(tmp_path / "id"),
+               "busybox", "sh", "-c", script)  # fmt: skip
+    assert done.stdout.startswith("77\n4242\n321\n") and " 55\n/dev/zero2\n" in done.stdout.replace("\n55", " 55"), done
+    assert "NoNewPrivs:\t1" in done.stdout and done.stdout.endswith("of the host\n") and len((tmp_path / "id").read_text()) == 64
+    say("run", "-d", "--name", "one", "--network", "none", "busybox", "sleep", "100")
+    done = say("run", "--rm", "--network", "container:one", "--pid", "container:one", "--ipc", "container:one", "busybox",
+               "sh", "-c", "kill -0 1 && echo $$")  # fmt: skip
+    assert done.returncode == 0 and int(done.stdout) > 1
+    assert say("rm", "-f", "one").returncode == 0
+
+
 def test_attach_and_restart(say: Say) -> None:
     assert say("run", "-d", "-i", "--name", "held", "--network", "none", "busybox", "sh", "-c",
                "read word; echo got $word; cat; exit 4").returncode == 0  # fmt: skip

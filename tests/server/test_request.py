@@ -9,7 +9,7 @@ import pytest
 from xuni.image.spec import Config
 from xuni.server import ContainerError, bundle, network, request
 from xuni.server.bundle import Identity
-from xuni.server.request import Port, Request, Volume
+from xuni.server.request import Device, Limit, Port, Rate, Request, Volume
 
 IMAGE = Config(diff_ids=(), entrypoint=("/entry",), cmd=("a", "b"), env=("PATH=/p", "X=image"), cwd="/work")
 
@@ -49,13 +49,58 @@ def test_wrong_ports(text: str) -> None:
 def test_volumes() -> None:
     assert request.volume("/a:/b") == Volume("/a", "/b")
     assert request.volume("/a:/b/../c:ro,z") == Volume("/a", "/c", ("ro",))
-    for text, said in (("/a", "belongs there"), ("data:/b", "named volume"), ("/a:b", "belongs there"),
+    assert request.volume("data:/b:nocopy") == Volume("", "/b", ("nocopy",), "data") and request.volume("/b") == Volume("", "/b")
+    for text, said in ((":/a", "belongs there"), ("a", "belongs there"), ("/a:b", "belongs there"),
+                       ("a b:/b", "no volume's name"), ("/a:/", "the image's"),
                        ("/a:/b:rx", "no option")):  # fmt: skip
         with pytest.raises(ContainerError, match=said):
             request.volume(text)
 
 
+def test_mounts() -> None:
+    assert request.mount("type=bind,src=/a,dst=/b,ro") == Volume("/a", "/b", ("ro",))
+    assert request.mount("source=data,target=/b,volume-nocopy=true") == Volume("", "/b", ("nocopy",), "data")
+    assert request.mount("type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=700") == "/t:size=1m,mode=700"
+    for text, said in (("type=bind,dst=/b", "source="), ("type=volume,src=/a,dst=/b", "type=bind"), ("src=a", "target="),
+                       ("type=x,dst=/b", "are known"), ("dst=/b,speed=9", "'speed' is not known")):  # fmt: skip
+        with pytest.raises(ContainerError, match=said):
+            request.mount(text)
+
+
+def test_limits_and_devices() -> None:
+    assert request.ulimit("nofile=1:2") == Limit("RLIMIT_NOFILE", 1, 2) and request.ulimit("core=-1").hard == -1
+    assert request.device("/dev/a:/dev/b:r") == Device("/dev/a", "/dev/b", "r")
+    assert request.device("/dev/a:rw") == Device("/dev/a", "/dev/a", "rw")
+    assert request.rate("throttleReadBpsDevice", "/dev/a:1m") == Rate("throttleReadBpsDevice", "/dev/a", 1 << 20)
+    assert request.host("db:::1") == ("db", "::1") and request.host("db=10.0.0.1") == ("db", "10.0.0.1")
+    for wrong in (lambda: request.ulimit("x=1"), lambda: request.ulimit("nofile=x"), lambda: request.device("/dev/a:/b:q"),
+                  lambda: request.rate("throttleReadBpsDevice", "1m"), lambda: request.host("db"),
+                  lambda: request.pair("a", "--sysctl")):  # fmt: skip
+        with pytest.raises(ContainerError):
+            wrong()
+
+
+def test_what_is_shared() -> None:
+    made = config(pid="host", ipc="container:x", uts="host", network="container:x")
+    assert "hostname" not in made and {"type": "pid"} not in made["linux"]["namespaces"]
+    shown = bundle.Given(joined={"ipc": "/proc/7/ns/ipc", "network": "/proc/7/ns/net"})
+    request = Request("i", ipc="container:x", network="container:x")
+    found = bundle.config(request, IMAGE, Identity(), "c" * 64, "/root", {}, shown)
+    assert {"type": "network", "path": "/proc/7/ns/net"} in found["linux"]["namespaces"]
+    assert "/dev/shm" not in [each["destination"] for each in found["mounts"]]
+
+
+def test_a_first_process() -> None:
+    given = bundle.Given(init="/usr/bin/tini")
+    made = bundle.config(Request("i", command=("c",)), IMAGE, Identity(), "c" * 64, "/root", {}, given)
+    assert made["process"]["args"] == ["/dev/init", "--", "/entry", "c"]
+    assert made["mounts"][-1]["source"] == "/usr/bin/tini"
+
+
 @pytest.mark.parametrize(("fields", "said"), [
+    ({"pid": "x"}, "--pid"), ({"uts": "host", "hostname": "h"}, "rename the host"), ({"oom_score": 2000}, "--oom-score-adj"),
+    ({"blkio_weight": 5}, "--blkio-weight"), ({"memory": 1 << 25, "memory_reservation": 1 << 26}, "--memory-reservation"),
+    ({"dns": ("x",)}, "--dns"), ({"dns_search": ("a b",)}, "--dns-search"),
     ({"name": "a b"}, "--name"), ({"network": "x"}, "bridge, none, host"), ({"memory": 1 << 20}, "6 MiB"),
     ({"memory_swap": 1 << 30}, "takes -m"), ({"cpus": -1}, "--cpus"),
     ({"network": "none", "ports": (Port(1, 1),)}, "-p publishes"),
@@ -84,7 +129,7 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits() -> None:
     made = config(memory=64 << 20, cpus=0.5, pids=20, cpuset="0", cpu_shares=512)["linux"]["resources"]
     assert made["memory"] == {"limit": 64 << 20, "swap": 128 << 20} and made["pids"] == {"limit": 20}
-    assert bundle.resources(Request("i", memory=64 << 20), accounts_swap=False)["memory"] == {"limit": 64 << 20}
+    assert bundle.resources(Request("i", memory=64 << 20), bundle.Given(accounts_swap=False))["memory"] == {"limit": 64 << 20}
     assert made["cpu"] == {"quota": 50_000, "period": 100_000, "shares": 512, "cpus": "0"}
     assert config()["linux"]["resources"] == {"devices": [{"allow": False, "access": "rwm"}]}
 

@@ -1,9 +1,8 @@
-"""`xuni run`, `ps`, `exec` and the other verbs of containers, with docker's flags."""
+"""`xuni ps`, `exec` and the other verbs of containers, with docker's flags. `run` is in run.py."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ class Failed(click.ClickException):
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     from xuni.image import ImageError
     from xuni.server import ContainerError
 
@@ -43,16 +42,16 @@ def _told() -> Iterator[None]:
         raise Failed(str(error), 125) from None
 
 
-def _verb(function: Callable[..., None]) -> Callable[..., None]:
+def verb(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
-    def told(*arguments: Any, **named: Any) -> None:
-        with _told():
+    def telling(*arguments: Any, **named: Any) -> None:
+        with told():
             function(*arguments, **named)
 
-    return told
+    return telling
 
 
-def _value(_: click.Context, __: click.Parameter, value: Any) -> Any:
+def given(_: click.Context, __: click.Parameter, value: Any) -> Any:
     """`-m=1g` is `-m 1g`, as docker has it; click leaves the sign of equality to us."""
     if isinstance(value, str):
         return value.removeprefix("=")
@@ -61,96 +60,12 @@ def _value(_: click.Context, __: click.Parameter, value: Any) -> Any:
     return value
 
 
-@click.command(context_settings=INTERSPERSED)
-@click.option("-i", "--interactive", is_flag=True, help="Pass on standard input.")
-@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
-@click.option("-d", "--detach", is_flag=True, help="Print its id and leave it to itself.")
-@click.option("--rm", "remove", is_flag=True, help="Remove it when it ends.")
-@click.option("--name", default="", callback=_value, help="What to call it.")
-@click.option("-e", "--env", multiple=True, callback=_value, metavar="NAME=VALUE", help="Environment; NAME alone takes ours.")
-@click.option("--env-file", multiple=True, type=click.Path(path_type=Path), help="Environment, one a line.")
-@click.option("-v", "--volume", multiple=True, callback=_value, metavar="HOST:CONTAINER[:ro]", help="A directory of the host.")
-@click.option("--tmpfs", multiple=True, callback=_value, metavar="PATH[:OPTIONS]", help="Memory as a directory.")
-@click.option("-m", "--memory", default="", callback=_value, metavar="SIZE", help="Most memory: 512m, 1g.")
-@click.option("--memory-swap", default="", callback=_value, metavar="SIZE", help="Most memory and swap together; -1 for any.")
-@click.option("--cpus", type=float, default=0, help="Most CPU time: 0.5 is half of one.")
-@click.option("-c", "--cpu-shares", type=int, default=0, help="Weight among others; 1024 is usual.")
-@click.option("--cpuset-cpus", default="", callback=_value, metavar="LIST", help="Which CPUs: 0-2,7.")
-@click.option("--pids-limit", type=int, default=0, help="Most processes; -1 for any.")
-@click.option("--network", "--net", default="bridge", callback=_value, metavar="bridge|none|host", help="Its network.")
-@click.option("-p", "--publish", multiple=True, callback=_value, metavar="[HOST:]CONTAINER", help="A port of it on the host.")
-@click.option("--dns", multiple=True, callback=_value, metavar="ADDRESS", help="Name servers, instead of the host's.")
-@click.option("--dns-search", multiple=True, callback=_value, metavar="DOMAIN", help="Where short names belong.")
-@click.option("--dns-option", "dns_options", multiple=True, callback=_value, help="Options of resolv.conf(5).")
-@click.option("--add-host", multiple=True, callback=_value, metavar="NAME:ADDRESS", help="A line of /etc/hosts.")
-@click.option("-h", "--hostname", default="", callback=_value, help="Its host name.")
-@click.option("--entrypoint", default=None, callback=_value, help="Instead of the image's.")
-@click.option("-w", "--workdir", default="", callback=_value, help="Its working directory.")
-@click.option("-u", "--user", default="", callback=_value, metavar="USER[:GROUP]", help="Who runs it.")
-@click.option("--read-only", is_flag=True, help="It cannot change its root.")
-@click.option("--privileged", is_flag=True, help="Every capability and device, nothing hidden.")
-@click.option("--cap-add", multiple=True, callback=_value, help="A capability more.")
-@click.option("--cap-drop", multiple=True, callback=_value, help="A capability less; ALL for none.")
-@click.option("-l", "--label", multiple=True, callback=_value, metavar="NAME=VALUE", help="A note.")
-@click.option("--stop-signal", default="", callback=_value, help="What `xuni stop` sends first.")
-@click.option("--system", is_flag=True, help="Boot the image's init system; `reboot` in it restarts it.")
-@click.option("--userns", default="", callback=_value, metavar="auto|host", help="auto: 65,536 ids of its own, as --system has.")
-@click.option("--runtime", default="xuni", callback=_value, metavar="xuni|runc|crun|PATH", help="The OCI runtime.")
-@click.help_option("--help")
-@click.argument("image")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-@_verb
-def run(image: str, command: tuple[str, ...], env_file: tuple[Path, ...], volume: tuple[str, ...], publish: tuple[str, ...],
-        memory: str, memory_swap: str, pids_limit: int, cpuset_cpus: str, entrypoint: str | None, label: tuple[str, ...],
-        env: tuple[str, ...], add_host: tuple[str, ...], **same: Any) -> None:
-    """Run a command in a new container of IMAGE.
-
-    \b
-    Examples:
-      xuni image build-rootfs busybox
-      xuni run --rm -it busybox
-      xuni run --rm -m 64m --cpus 0.5 --pids-limit 20 --network none busybox sh -c 'echo $HOSTNAME'
-      xuni run -d --name web -p 8080:80 -v ./site:/www:ro busybox httpd -f -h /www
-      xuni run -d --name box --system debian:systemd
-    """
-    from xuni.server import ContainerError, containers, request
-
-    lines = [line for file in env_file for line in _lines(file)]
-    same["userns"] = same["userns"] or ("auto" if same["system"] else "host")
-    if same["system"]:
-        same["tty"] = True  # its console
-        same["stop_signal"] = same["stop_signal"] or "SIGRTMIN+3"  # systemd's for a halt (systemd(1), "SIGNALS")
-    with _told():
-        wanted = request.Request(
-            image=image, command=command, env=(*lines, *env), volumes=tuple(map(request.volume, volume)),
-            ports=tuple(port for each in publish for port in request.ports(each)),
-            memory=request.size(memory, "-m") if memory else 0,
-            memory_swap=request.size(memory_swap, "--memory-swap") if memory_swap else 0,
-            hosts=tuple(map(request.host, add_host)), pids=pids_limit, cpuset=cpuset_cpus, labels=label,
-            entrypoint=None if entrypoint is None else ((entrypoint,) if entrypoint else ()), **same,
-        )  # fmt: skip
-        if wanted.tty and not wanted.detach and not sys.stdin.isatty() and wanted.interactive:
-            raise ContainerError("-t with -i takes a terminal, and standard input is none: leave -t out")
-    record, status = containers.run(wanted)
-    if wanted.detach:
-        click.echo(record.id)
-    click.get_current_context().exit(status)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text()
-    except OSError as error:
-        raise Failed(f"--env-file {file}: {error.strerror}", 125) from None
-    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-
-
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that have ended, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Ids only.")
 @click.option("--no-trunc", is_flag=True, help="Whole ids and commands.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@_verb
+@verb
 def ps(everything: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
     """List the containers.
 
@@ -174,7 +89,7 @@ def ps(everything: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
             name = each.id if no_trunc else each.id[:12]
             created = f"{_ago(each.created)} ago"
             rows.append((name, each.image, f'"{shown}"', created, _status(each), _ports(each), each.name))
-        _table(rows)
+        table(rows)
 
 
 def _status(record: Record) -> str:
@@ -203,7 +118,7 @@ def _ago(when: str) -> str:
     return f"{max(seconds, 0)} seconds"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> None:
+def table(rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -213,12 +128,12 @@ def _table(rows: Sequence[tuple[str, ...]]) -> None:
 @click.option("-i", "--interactive", is_flag=True, help="Pass on standard input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for it.")
-@click.option("-e", "--env", multiple=True, callback=_value, metavar="NAME=VALUE", help="Environment.")
-@click.option("-w", "--workdir", default="", callback=_value, help="Its working directory.")
-@click.option("-u", "--user", default="", callback=_value, metavar="USER[:GROUP]", help="Who runs it.")
+@click.option("-e", "--env", multiple=True, callback=given, metavar="NAME=VALUE", help="Environment.")
+@click.option("-w", "--workdir", default="", callback=given, help="Its working directory.")
+@click.option("-u", "--user", default="", callback=given, metavar="USER[:GROUP]", help="Who runs it.")
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@_verb
+@verb
 def exec_(container: str, command: tuple[str, ...], **same: Any) -> None:
     """Run one more command in a container that runs.
 
@@ -236,7 +151,7 @@ def exec_(container: str, command: tuple[str, ...], **same: Any) -> None:
 @click.option("-n", "--tail", type=int, default=-1, help="The last lines only.")
 @click.option("-t", "--timestamps", is_flag=True, help="When each line came.")
 @click.argument("container")
-@_verb
+@verb
 def logs(container: str, follow: bool, tail: int, timestamps: bool) -> None:
     """Print what a container has said.
 
@@ -277,11 +192,11 @@ def _print_line(line: bytes, timestamps: bool) -> None:
 def _many(name: str, about: str, example: str, act: Callable[..., Any], *options: Callable[[Any], Any]) -> click.Command:
     """A verb for several containers: does what it can, and tells what it could not."""
 
-    def verb(containers: tuple[str, ...], **same: Any) -> None:
+    def each_of(containers: tuple[str, ...], **same: Any) -> None:
         status = 0
         for each in containers:
             try:
-                with _told():
+                with told():
                     act(each, **same)
                 click.echo(each)
             except Failed as error:
@@ -289,15 +204,15 @@ def _many(name: str, about: str, example: str, act: Callable[..., Any], *options
                 status = 1
         click.get_current_context().exit(status)
 
-    verb.__doc__ = f"{about}\n\n\b\nExample:\n  {example}"
-    made: Any = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")(verb)
+    each_of.__doc__ = f"{about}\n\n\b\nExample:\n  {example}"
+    made: Any = click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")(each_of)
     for option in options:
         made = option(made)
     command: click.Command = click.command(name)(made)
     return command
 
 
-def _stop(container: str, seconds: float) -> None:
+def _stop(container: str, seconds: float | None) -> None:
     from xuni.server import containers
 
     containers.stop(container, seconds)
@@ -309,10 +224,10 @@ def _kill(container: str, sent: str) -> None:
     containers.kill(container, sent)
 
 
-def _rm(container: str, force: bool) -> None:
+def _rm(container: str, force: bool, volumes: bool) -> None:
     from xuni.server import containers
 
-    containers.remove(container, force=force)
+    containers.remove(container, force=force, volumes=volumes)
 
 
 def _pause(container: str) -> None:
@@ -327,29 +242,30 @@ def _unpause(container: str) -> None:
     containers.resume(container)
 
 
-def _restart(container: str, seconds: float) -> None:
+def _restart(container: str, seconds: float | None) -> None:
     from xuni.server import containers
 
     containers.restart(container, seconds)
 
 
 stop = _many("stop", "Ask containers to end; after some seconds they are killed.", "xuni stop web", _stop,
-             click.option("-t", "--time", "seconds", type=float, default=10, show_default=True, help="Seconds."))
+             click.option("-t", "--time", "seconds", type=float, help="Seconds; else its --stop-timeout."))
 kill = _many("kill", "Send a signal to containers.", "xuni kill -s HUP web", _kill,
-             click.option("-s", "--signal", "sent", default="KILL", show_default=True, callback=_value, help="Which."))
+             click.option("-s", "--signal", "sent", default="KILL", show_default=True, callback=given, help="Which."))
 rm = _many("rm", "Remove containers, and what they wrote.", "xuni rm -f web", _rm,
-           click.option("-f", "--force", is_flag=True, help="Kill them if they run."))
+           click.option("-f", "--force", is_flag=True, help="Kill them if they run."),
+           click.option("-v", "--volumes", is_flag=True, help="And their volumes that have no name."))
 pause = _many("pause", "Stop every process of containers.", "xuni pause web", _pause)
 unpause = _many("unpause", "Let them go on.", "xuni unpause web", _unpause)
 restart = _many("restart", "Stop containers, and start them again.", "xuni restart web", _restart,
-                click.option("-t", "--time", "seconds", type=float, default=10, show_default=True, help="Seconds to end in."))
+                click.option("-t", "--time", "seconds", type=float, help="Seconds; else its --stop-timeout."))
 
 
 @click.command()
 @click.option("-a", "--attach", "attached", is_flag=True, help="Stay with it, as run does; one container only.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass on standard input.")
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
-@_verb
+@verb
 def start(containers: tuple[str, ...], attached: bool, interactive: bool) -> None:
     """Start containers that were created, or that have ended: these keep what they wrote.
 
@@ -368,7 +284,7 @@ def start(containers: tuple[str, ...], attached: bool, interactive: bool) -> Non
     status = 0
     for each in containers:
         try:
-            with _told():
+            with told():
                 verbs.start(each)
             click.echo(each)
         except Failed as error:
@@ -381,7 +297,7 @@ def start(containers: tuple[str, ...], attached: bool, interactive: bool) -> Non
 @click.option("--no-stdin", is_flag=True, help="Do not pass on standard input.")
 @click.option("--sig-proxy/--no-sig-proxy", "proxy", default=True, help="Pass on signals.")
 @click.argument("container")
-@_verb
+@verb
 def attach(container: str, no_stdin: bool, proxy: bool) -> None:
     """Be with a container that runs by itself: its output and, if it was run with -i, its input. Ctrl-P Ctrl-Q leaves.
 
@@ -396,7 +312,7 @@ def attach(container: str, no_stdin: bool, proxy: bool) -> None:
 
 @click.command()
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
-@_verb
+@verb
 def wait(containers: tuple[str, ...]) -> None:
     """Wait until containers end, and print their exit statuses.
 
@@ -412,7 +328,7 @@ def wait(containers: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
-@_verb
+@verb
 def inspect(containers: tuple[str, ...]) -> None:
     """Print all that is known about containers as JSON.
 
@@ -447,7 +363,7 @@ def _as_json(record: Record) -> dict[str, Any]:
 @click.option("--no-stream", is_flag=True, help="Once.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, once.")
 @click.argument("containers", nargs=-1, metavar="[CONTAINER...]")
-@_verb
+@verb
 def stats(containers: tuple[str, ...], no_stream: bool, as_json: bool) -> None:
     """Show what containers use, every second; all that run if none is named.
 
@@ -465,7 +381,7 @@ def stats(containers: tuple[str, ...], no_stream: bool, as_json: bool) -> None:
             return
         if not no_stream:
             click.clear()
-        _table([("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "BLOCK I/O", "PIDS"),
+        table([("CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "BLOCK I/O", "PIDS"),
                 *((each["id"][:12], each["name"], f"{each['cpu_percent']:.2f}%",
                    f"{_mib(each['memory'])} / {_mib(each['memory_limit']) if each['memory_limit'] else 'none'}",
                    f"{_mib(each['read'])} / {_mib(each['written'])}", str(each["processes"])) for each in rows)])  # fmt: skip
@@ -499,7 +415,7 @@ def _mib(size: int) -> str:
 
 @click.command()
 @click.argument("container")
-@_verb
+@verb
 def top(container: str) -> None:
     """List the processes of a container, by their numbers on the host.
 
@@ -521,13 +437,13 @@ def top(container: str) -> None:
                          words or f"[{(place / 'comm').read_text().strip()}]"))  # fmt: skip
         except OSError:
             continue  # it has just ended
-    _table(rows)
+    table(rows)
 
 
 @click.command()
 @click.argument("source")
 @click.argument("target")
-@_verb
+@verb
 def cp(source: str, target: str) -> None:
     """Copy files between a container and the host: CONTAINER:PATH on one side, a path of the host on the other.
 

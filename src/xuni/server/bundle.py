@@ -7,8 +7,8 @@ denied.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from xuni.image.spec import Config
@@ -17,6 +17,8 @@ from xuni.server.request import Request
 
 PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PERIOD: Final = 100_000  # microseconds
+INIT: Final = "/dev/init"  # of --init, in a file system of its own, so that nothing is left in the root
+UNLIMITED: Final = (1 << 64) - 1  # RLIM_INFINITY
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
                        "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE")  # fmt: skip
 # By their numbers (linux/capability.h).
@@ -40,6 +42,20 @@ DENIED: Final = (
     "umount2 unshare uselib userfaultfd ustat vhangup vm86 vm86old"
 ).split()
 NAMESPACE_FLAGS: Final = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What was looked up on the host for the request."""
+
+    devices: tuple[tuple[dict[str, Any], str], ...] = ()  # entries of linux.devices, and some of rwm
+    disks: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # major and minor, by path
+    init: str = ""
+    profile: dict[str, Any] | None = None  # of seccomp
+    joined: Mapping[str, str] = field(default_factory=dict)  # other containers' namespaces: their paths, by type
+    shared: tuple[str, ...] = ()  # of the host's, for --ipc host
+    groups: bool = True  # control groups can be made
+    accounts_swap: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,47 +144,67 @@ def seccomp(denied: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def config(request: Request, image: Config, identity: Identity, container: str, root: str,
-           files: dict[str, str], accounts_swap: bool = True) -> dict[str, Any]:  # fmt: skip
+           files: dict[str, str], given: Given | None = None) -> dict[str, Any]:  # fmt: skip
     """`files`: what is bound over files of the image, by target. Raises ContainerError."""
+    given = given or Given()
     hostname = request.hostname or container[:12]
     caps = capabilities(request)
-    namespaces = ["pid", "ipc", "uts", "mount", "cgroup"] + (["network"] if request.network != "host" else [])
-    linux: dict[str, Any] = {
-        "namespaces": [{"type": each} for each in namespaces],
-        "cgroupsPath": f"/xuni/{container}",
-        "resources": resources(request, accounts_swap),
-    }
+    linux: dict[str, Any] = {"namespaces": namespaces(request, given)}
+    if given.groups:
+        linux |= {"cgroupsPath": f"/xuni/{container}", "resources": resources(request, given)}
     if not request.privileged:
         linux |= {"maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY)}
-        if request.system:
+        if given.profile is not None:
+            linux["seccomp"] = given.profile
+        elif request.seccomp == "unconfined":
+            pass
+        elif request.system:
             linux["seccomp"] = seccomp(system.DENIED)
         elif "CAP_SYS_ADMIN" not in caps:
             linux["seccomp"] = seccomp()
     if request.userns == "auto":
-        namespaces.append("user")
         linux |= {"uidMappings": system.maps(container), "gidMappings": system.maps(container)}
-        linux["namespaces"] = [{"type": each} for each in namespaces]
+    if given.devices:
+        linux["devices"] = [entry for entry, _ in given.devices]
+    if request.sysctls:
+        linux["sysctl"] = dict(request.sysctls)
+    words = arguments(request, image)
+    process: dict[str, Any] = {
+        "terminal": request.tty,
+        "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups)},
+        "args": [INIT, "--", *words] if given.init else list(words),
+        "env": environment(request, image, identity, hostname),
+        "cwd": request.workdir or image.cwd or "/",
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), caps),
+        "noNewPrivileges": request.no_new_privileges,
+    }
+    if request.ulimits:
+        process["rlimits"] = [{"type": each.name, "soft": each.soft & UNLIMITED, "hard": each.hard & UNLIMITED}
+                              for each in request.ulimits]  # fmt: skip
+    if request.oom_score:
+        process["oomScoreAdj"] = request.oom_score
     return {
-        "ociVersion": "1.2.0",
-        "process": {
-            "terminal": request.tty,
-            "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups)},
-            "args": list(arguments(request, image)),
-            "env": environment(request, image, identity, hostname),
-            "cwd": request.workdir or image.cwd or "/",
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), caps),
-            "noNewPrivileges": False,
-        },
+        "ociVersion": "1.0.2",  # that of crun 1.8 and runc 1.1, who refuse younger ones
+        "process": process,
         "root": {"path": root, "readonly": request.read_only},
-        "hostname": hostname,
-        "mounts": mounts(request, files),
+        **({} if request.uts == "host" else {"hostname": hostname}),
+        "mounts": mounts(request, files, given),
         "linux": linux,
         "annotations": dict(each.partition("=")[::2] for each in request.labels),
     }  # fmt: skip
 
 
-def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
+def namespaces(request: Request, given: Given) -> list[dict[str, str]]:
+    shared = {kind for kind, wanted in (("network", request.network), ("pid", request.pid), ("ipc", request.ipc),
+                                        ("uts", request.uts)) if wanted == "host"}  # fmt: skip
+    kinds = ["pid", "ipc", "uts", "mount", "cgroup", "network"] + (["user"] if request.userns == "auto" else [])
+    return [{"type": each, "path": given.joined[each]} if each in given.joined else {"type": each}
+            for each in kinds if each not in shared]  # fmt: skip
+
+
+def mounts(request: Request, files: dict[str, str], given: Given) -> list[dict[str, Any]]:
     quiet, reading = ["nosuid", "noexec", "nodev"], [] if request.privileged else ["ro"]
+    shm = f"size={request.shm_size or 64 << 20}"
     sizes = "size=65536k"
     found: list[dict[str, Any]] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet},
@@ -178,8 +214,15 @@ def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
         {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, *reading]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, *reading]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
-        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", "size=65536k"]},
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", shm]},
     ]  # fmt: skip
+    if request.ipc == "host" or "ipc" in given.joined:
+        found = [each for each in found if each["destination"] not in ("/dev/mqueue", "/dev/shm")]
+        if request.ipc == "host":
+            found += [{"destination": each, "type": "bind", "source": each, "options": ["rbind", *quiet]}
+                      for each in given.shared]  # fmt: skip
+    if given.init:
+        found.append({"destination": INIT, "type": "bind", "source": given.init, "options": ["bind", "ro"]})
     if request.system:
         found = system.mounts(found)
     for each in request.tmpfs:
@@ -188,8 +231,11 @@ def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
                       "options": ["nosuid", "nodev", *(options.split(",") if options else ["mode=1777"])]})  # fmt: skip
     for volume in request.volumes:
         spread = [] if {"private", "rprivate", "shared", "rshared", "slave", "rslave"} & set(volume.options) else ["rprivate"]
+        # A volume of ours keeps the container's own ids, whichever the host's are.
+        mapped = ["idmap"] if volume.name and request.userns == "auto" else []
+        given_options = [each for each in volume.options if each != "nocopy"]
         found.append({"destination": volume.target, "type": "bind", "source": volume.source,
-                      "options": ["rbind", *spread, *volume.options]})  # fmt: skip
+                      "options": ["rbind", *spread, *mapped, *given_options]})  # fmt: skip
     taken = {each["destination"] for each in found}
     for target, source in files.items():
         if target not in taken:
@@ -198,14 +244,19 @@ def mounts(request: Request, files: dict[str, str]) -> list[dict[str, Any]]:
     return [each for each in found if each not in binds] + sorted(binds, key=lambda each: each["destination"].count("/"))
 
 
-def resources(request: Request, accounts_swap: bool = True) -> dict[str, Any]:
+def resources(request: Request, given: Given | None = None) -> dict[str, Any]:
     """As docker has it, as much swap as memory unless it is said, on kernels that count it."""
+    given = given or Given()
     found: dict[str, Any] = {"devices": [{"allow": request.privileged, "access": "rwm"}]}
+    for entry, access in given.devices if not request.privileged else ():
+        found["devices"].append({"allow": True, **{key: entry[key] for key in ("type", "major", "minor")}, "access": access})
     memory: dict[str, int] = {}
     if request.memory:
         memory["limit"] = request.memory
-        if request.memory_swap or accounts_swap:
+        if request.memory_swap or given.accounts_swap:
             memory["swap"] = request.memory_swap or (request.memory * 2 if request.memory > 0 else -1)
+    if request.memory_reservation:
+        memory["reservation"] = request.memory_reservation
     if memory:
         found["memory"] = memory
     cpu: dict[str, Any] = {}
@@ -219,4 +270,10 @@ def resources(request: Request, accounts_swap: bool = True) -> dict[str, Any]:
         found["cpu"] = cpu
     if request.pids:
         found["pids"] = {"limit": request.pids}
+    disks: dict[str, Any] = {"weight": request.blkio_weight} if request.blkio_weight else {}
+    for each in request.rates:
+        major, minor = given.disks[each.device]
+        disks.setdefault(each.kind, []).append({"major": major, "minor": minor, "rate": each.rate})
+    if disks:
+        found["blockIO"] = disks
     return found

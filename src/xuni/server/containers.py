@@ -13,7 +13,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,18 +28,19 @@ from xuni.server.bundle import Identity
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
 
-PATIENCE = 10.0  # seconds from the stop signal to SIGKILL
 MAX_PASSWD = 4 << 20  # bytes of the image's /etc/passwd that are read
 
 
-def run(request: Request) -> tuple[Record, int]:
+def run(request: Request, claimed: Callable[[str], None] = lambda container: None) -> tuple[Record, int]:
     """Make and start a container. In the foreground until it ends, with its exit status; detached, until it has started.
+    `claimed` is told its id before it starts.
 
     Raises ContainerError, ImageError; nothing is left behind then.
     """
     _need_root()
     record = create(request)
     try:
+        claimed(record.id)
         return _begin(record)
     except BaseException:
         if request.remove or Containers().read(record.id).status == "created":
@@ -54,8 +55,12 @@ def create(request: Request) -> Record:
     command = bundle.arguments(request, image.config)
     runtime.find(request.runtime)
     for volume in request.volumes:
-        if not os.path.exists(volume.source):
+        if volume.source and not os.path.exists(volume.source):
             raise ContainerError(f"-v {volume.source}:{volume.target}: {volume.source} is not there on the host; make it first")
+    if any(not each.source for each in request.volumes):
+        from xuni.server import volumes
+
+        request = volumes.claim(request)
     record = containers.claim(Record(
         id=os.urandom(32).hex(), name=request.name, request=request, image=image.name, layers=image.config.diff_ids,
         command=command, created=now(), runtime=request.runtime,
@@ -64,20 +69,47 @@ def create(request: Request) -> Record:
         _bundle(store, image, record, containers.place(record.id))
     except BaseException:
         rootfs.release(containers.place(record.id))
+        _forget_volumes(record)
         raise
     return record
+
+
+def prepare(request: Request) -> Record:
+    """`create`: what `start` begins later."""
+    _need_root()
+    record = create(replace(request, detach=True))
+    rootfs.unmount(Containers().place(record.id))
+    return record
+
+
+def _forget_volumes(record: Record) -> None:
+    if any(each.name for each in record.request.volumes):
+        from xuni.server import volumes
+
+        volumes.forget(record)
 
 
 def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
     request = record.request
     owner = system.owner(request, record.id)
-    root = rootfs.make(store, image, place, volatile=request.remove, owner=owner)
-    identity = look_up(root.path, request.user or image.config.user)
+    root = rootfs.make(store, image, place, volatile=request.remove and not request.detach, owner=owner)
+    identity = look_up(root.path, request.user or image.config.user, request.groups)
+    if any(each.name for each in request.volumes):
+        from xuni.server import volumes
+
+        volumes.fill(request, root.path, owner)
     hostname = request.hostname or record.id[:12]
     (place / "hostname").write_text(f"{hostname}\n")
     (place / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     files = {"/etc/hostname": "hostname", "/etc/hosts": "hosts"}
-    if request.network != "none":
+    beside = _joined(request)
+    if request.network.startswith("container:"):
+        other = Containers().place(Containers().find(request.network.partition(":")[2]).id)
+        for name in ("hostname", "hosts", "resolv.conf"):
+            if (other / name).exists():
+                (place / name).write_bytes((other / name).read_bytes())
+        files |= {"/etc/resolv.conf": "resolv.conf"} if (other / "resolv.conf").exists() else {}
+    elif request.network != "none":
         servers = (names.ADDRESS,) if request.network == "bridge" else request.dns or network.host_servers()
         (place / "resolv.conf").write_text(network.resolv_conf(servers, request.dns_search, request.dns_options))
         files["/etc/resolv.conf"] = "resolv.conf"
@@ -93,8 +125,29 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
         for name in files.values():
             os.chown(place / name, owner, owner)
     wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
-                           {target: str(place / name) for target, name in files.items()}, _accounts_swap())  # fmt: skip
+                           {target: str(place / name) for target, name in files.items()}, _given(request, beside))  # fmt: skip
     (place / "config.json").write_text(json.dumps(wanted))
+
+
+def _given(request: Request, joined: dict[str, str]) -> bundle.Given:
+    from xuni.server import host
+
+    profile = None
+    if request.seccomp not in ("", "unconfined"):
+        profile = host.profile(request.seccomp, bundle.capabilities(request))
+    return bundle.Given(tuple(host.devices(request)), {each.device: host.disk(each.device) for each in request.rates},
+                        host.init() if request.init else "", profile, joined,
+                        tuple(each for each in ("/dev/shm", "/dev/mqueue") if os.path.isdir(each)),
+                        accounts_swap=_accounts_swap())  # fmt: skip
+
+
+def _joined(request: Request) -> dict[str, str]:
+    """Namespaces of other containers that this one is in, as `container:NAME` says."""
+    found = {}
+    for kind, name, wanted in (("network", "net", request.network), ("pid", "pid", request.pid), ("ipc", "ipc", request.ipc)):
+        if wanted.startswith("container:"):
+            found[kind] = f"/proc/{_running(wanted.partition(':')[2]).pid}/ns/{name}"
+    return found
 
 
 def _accounts_swap() -> bool:
@@ -119,7 +172,7 @@ def start(wanted: str, *, attached: bool = False, interactive: bool = False) -> 
     return _begin(record, request)
 
 
-def restart(wanted: str, patience: float = PATIENCE) -> Record:
+def restart(wanted: str, patience: float | None = None) -> Record:
     """Raises ContainerError."""
     return start(stop(wanted, patience).id)[0]
 
@@ -225,6 +278,7 @@ def _ended(containers: Containers, record: Record) -> None:
     _forget_parent_group()
     if record.request.remove:
         rootfs.release(place)
+        _forget_volumes(record)
     elif place.exists():
         containers.write(replace(record, address=""))
 
@@ -239,14 +293,14 @@ def _forget_parent_group() -> None:
 # ---- from outside
 
 
-def stop(wanted: str, patience: float = PATIENCE) -> Record:
+def stop(wanted: str, patience: float | None = None) -> Record:
     """The stop signal, then SIGKILL, then until its end has been noted. Raises ContainerError."""
     record = Containers().find(wanted)
     if record.status != "running":
         return record
     image = _config_of(record)
     _signal(record, signal_number(record.request.stop_signal or image or "TERM"))
-    if not wait_gone(record, patience):
+    if not wait_gone(record, record.request.stop_timeout if patience is None else patience):
         kill(record.id, "KILL")
     return settle(record)
 
@@ -368,8 +422,9 @@ def group(record: Record) -> Group:
     return cgroup.place(f"/xuni/{record.id}", record.id, rootless=False)
 
 
-def remove(wanted: str, *, force: bool = False) -> Record:
-    """Forget a container, and all that it wrote. Raises ContainerError if it runs, unless forced."""
+def remove(wanted: str, *, force: bool = False, volumes: bool = False) -> Record:
+    """Forget a container, and all that it wrote; with `volumes`, those of its volumes that have no name. Raises ContainerError
+    if it runs, unless forced."""
     containers = Containers()
     record = containers.find(wanted)
     if record.status == "running":
@@ -389,6 +444,8 @@ def remove(wanted: str, *, force: bool = False) -> Record:
     _forget_parent_group()
     with containers.lock():
         rootfs.release(containers.place(record.id))
+    if volumes or record.request.remove:
+        _forget_volumes(record)
     return record
 
 
@@ -438,8 +495,9 @@ def _need_root() -> None:
 # ---- who the process is
 
 
-def look_up(root: Path, user: str) -> Identity:
-    """USER[:GROUP], names or numbers, by the image's own /etc/passwd and /etc/group. Raises ContainerError."""
+def look_up(root: Path, user: str, added: Sequence[str] = ()) -> Identity:
+    """USER[:GROUP], names or numbers, and groups that are `added`, by the image's own /etc/passwd and /etc/group.
+    Raises ContainerError."""
     name, _, group_name = user.partition(":")
     people = [line.split(":") for line in _file(root, "etc/passwd") if line.count(":") >= 6]
     groups = [line.split(":") for line in _file(root, "etc/group") if line.count(":") >= 3]
@@ -458,7 +516,12 @@ def look_up(root: Path, user: str) -> Identity:
         if not found.isdecimal():
             raise ContainerError(f"-u {user}: the image's /etc/group has no group {group_name!r}")
         gid, more = int(found), ()
-    if max(uid, gid) >= 1 << 32:
+    for each in added:
+        number = next((line[2] for line in groups if line[0] == each), each)
+        if not number.isdecimal():
+            raise ContainerError(f"--group-add {each}: the image's /etc/group has no group {each!r}")
+        more += (int(number),)
+    if max(uid, gid, *more) >= 1 << 32:
         raise ContainerError(f"-u {user}: ids are below 4294967296")
     return Identity(uid, gid, more, home)
 

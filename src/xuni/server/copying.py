@@ -23,6 +23,7 @@ from xuni.server.system import IDS, owner
 
 NOBODY: Final = 65_534  # who owns what nobody in the container can be
 
+
 @contextmanager
 def root(record: Record) -> Iterator[int]:
     """A descriptor of its root directory: what its process sees, or what is left of it once it has ended."""
@@ -52,7 +53,7 @@ def out(record: Record, source: str, target: Path) -> None:
             name = os.path.basename(os.path.normpath("/" + source)) or record.name
             into, name = _place(target, name)
             base = _base(record)
-            _copy(found, name, into, lambda each: each - base if base <= each < base + IDS else each)
+            copy(found, name, into, lambda each: each - base if base <= each < base + IDS else each)
         finally:
             os.close(found)
 
@@ -75,7 +76,7 @@ def into(record: Record, source: Path, target: str) -> None:
                 raise ContainerError(f"{record.name}:{parent}: {error.strerror}", 1) from None
         try:
             base = _base(record)
-            _copy(found, name, f"/proc/self/fd/{at}", lambda each: base + min(each, NOBODY) if base else each)
+            copy(found, name, f"/proc/self/fd/{at}", lambda each: base + min(each, NOBODY) if base else each)
         finally:
             os.close(at)
             os.close(found)
@@ -108,7 +109,7 @@ class _Archive(tarfile.TarFile):
         super().addfile(tarinfo, fileobj)
 
 
-def _copy(source: int, name: str, directory: str, moved: Callable[[int], int]) -> None:
+def copy(source: int, name: str, directory: str, moved: Callable[[int], int]) -> None:
     """What the descriptor names becomes `name` in the directory; `moved` says whose an id is there."""
     path = f"/proc/self/fd/{source}"
     with tempfile.TemporaryFile() as spool:

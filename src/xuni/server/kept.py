@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from xuni.image.content import default_root
 from xuni.server import ContainerError
-from xuni.server.request import Port, Request, Volume
+from xuni.server.request import Device, Limit, Port, Rate, Request, Volume
 
 LEFT: Final = ("amber brave calm clear deep eager fair fleet gentle glad keen kind lucid mild neat plain quick quiet ready "
                "sharp sleek smart solid still sunny swift warm wise witty young").split()  # fmt: skip
@@ -57,9 +57,11 @@ class Record:
         given: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item
                                  for key, item in value.items() if key in known}  # fmt: skip
         request = dict(given["request"])
-        request["volumes"] = tuple(Volume(each["source"], each["target"], tuple(each["options"])) for each in request["volumes"])
-        request["ports"] = tuple(Port(**each) for each in request["ports"])
-        request["hosts"] = tuple(tuple(each) for each in request.get("hosts", ()))
+        request["volumes"] = tuple(Volume(**{**each, "options": tuple(each["options"])}) for each in request["volumes"])
+        for key, kind in (("ports", Port), ("ulimits", Limit), ("devices", Device), ("rates", Rate)):
+            request[key] = tuple(kind(**each) for each in request.get(key, ()))
+        for key in ("hosts", "sysctls"):
+            request[key] = tuple(tuple(each) for each in request.get(key, ()))
         names = {each.name for each in fields(Request)}
         request = {key: tuple(item) if isinstance(item, list) else item for key, item in request.items() if key in names}
         given["request"] = Request(**request)

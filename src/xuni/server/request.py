@@ -17,11 +17,39 @@ LEAST_MEMORY: Final = 6 << 20  # docker's rule: nothing starts in less
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """A directory or file of the host in the container."""
+    """A directory or file of the host in the container; with a `name`, or without a source yet, a volume of ours."""
 
     source: str
     target: str
     options: tuple[str, ...] = ()
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Of setrlimit(2), by the kernel's name; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device of the host, and what the container may do with it: some of rwm."""
+
+    source: str
+    target: str
+    access: str = "rwm"
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """At most that much, bytes or operations a second, from or to a disk. `kind` is the OCI configuration's name."""
+
+    kind: str
+    device: str
+    rate: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +99,40 @@ class Request:
     runtime: str = "xuni"
     system: bool = False  # an init system is its first process
     userns: str = "host"
+    init: bool = False
+    ulimits: tuple[Limit, ...] = ()
+    devices: tuple[Device, ...] = ()
+    rates: tuple[Rate, ...] = ()
+    blkio_weight: int = 0
+    memory_reservation: int = 0
+    shm_size: int = 0
+    sysctls: tuple[tuple[str, str], ...] = ()
+    no_new_privileges: bool = False
+    seccomp: str = ""  # unconfined, or the path of a profile
+    pid: str = ""
+    ipc: str = ""
+    uts: str = ""
+    groups: tuple[str, ...] = ()
+    oom_score: int = 0
+    stop_timeout: float = 10
 
     def __post_init__(self) -> None:
         if self.name and not NAME.match(self.name):
             raise ContainerError(f"--name {self.name!r}: letters, digits and _ . - belong there, a letter or digit first")
-        if self.network not in NETWORKS:
-            raise ContainerError(f"--network {self.network!r}: {', '.join(NETWORKS)} are known")
+        if self.network not in NETWORKS and not self.network.startswith("container:"):
+            raise ContainerError(f"--network {self.network!r}: {', '.join(NETWORKS)} and container:NAME are known")
+        for option, wanted in (("pid", self.pid), ("ipc", self.ipc), ("uts", self.uts)):
+            if wanted not in ("", "private", "host") and not (wanted.startswith("container:") and option != "uts"):
+                known = "private, host" + ("" if option == "uts" else ", container:NAME")
+                raise ContainerError(f"--{option} {wanted!r}: {known} are known")
+        if self.uts == "host" and self.hostname:
+            raise ContainerError("--hostname would rename the host with --uts host")
+        if not -1000 <= self.oom_score <= 1000:
+            raise ContainerError(f"--oom-score-adj {self.oom_score}: -1000 … 1000 (proc_pid_oom_score_adj(5))")
+        if self.blkio_weight and not 10 <= self.blkio_weight <= 1000:
+            raise ContainerError(f"--blkio-weight {self.blkio_weight}: 10 … 1000")
+        if self.memory_reservation > self.memory > 0:
+            raise ContainerError("--memory-reservation is what is left to it when memory is short: at most -m")
         if self.userns not in USER_NAMESPACES:
             raise ContainerError(f"--userns {self.userns!r}: {', '.join(USER_NAMESPACES)} are known")
         if self.userns == "auto" and self.network == "host":
@@ -112,22 +168,114 @@ def size(text: str, option: str) -> int:
     return int(float(found[1]) * SIZES[found[2]])
 
 
+BIND_OPTIONS: Final = ("ro rw rshared shared rslave slave rprivate private z Z exec noexec suid nosuid dev nodev bind rbind "
+                       "nocopy").split()  # fmt: skip
+
+
 def volume(text: str) -> Volume:
-    """SOURCE:TARGET[:OPTIONS]. Raises ContainerError."""
+    """SOURCE:TARGET[:OPTIONS], or TARGET alone for a volume without a name. Raises ContainerError."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        parts = ["", *parts]
+    if len(parts) not in (2, 3) or not parts[1].startswith("/") or (text.startswith(":")):
+        raise ContainerError(f"-v {text!r}: /HOST/PATH:/CONTAINER/PATH[:ro] or NAME:/CONTAINER/PATH[:ro] belongs there")
+    options = tuple(each for each in (parts[2].split(",") if len(parts) == 3 else ()) if each)
+    for each in options:
+        if each not in BIND_OPTIONS:
+            raise ContainerError(f"-v {text!r}: {each!r} is no option of a bind mount")
+    return _volume(parts[0], parts[1], options, f"-v {text!r}")
+
+
+def _volume(source: str, target: str, options: tuple[str, ...], place: str) -> Volume:
     import os
 
+    options = tuple(each for each in options if each not in ("z", "Z", "rw"))
+    target = os.path.normpath(target)
+    if target == "/":
+        raise ContainerError(f"{place}: / is the image's; a directory below it belongs there")
+    if source.startswith(("/", ".", "~")):
+        return Volume(os.path.abspath(os.path.expanduser(source)), target, options)
+    if source and not NAME.match(source):
+        raise ContainerError(f"{place}: {source!r} is no volume's name (letters, digits, _ . -); a directory is ./{source}")
+    return Volume("", target, options, source)
+
+
+def mount(text: str) -> Volume | str:
+    """--mount type=bind|volume|tmpfs,source=…,target=…: a volume, or what --tmpfs takes. Raises ContainerError."""
+    given: dict[str, str] = {}
+    for each in text.split(","):
+        key, _, value = each.partition("=")
+        given[{"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}.get(key, key)] = value
+    kind, target = given.pop("type", "volume"), given.pop("target", "")
+    place = f"--mount {text!r}"
+    if not target.startswith("/"):
+        raise ContainerError(f"{place}: target=/CONTAINER/PATH is missing")
+    if kind == "tmpfs":
+        options = [f"size={given.pop('tmpfs-size')}"] if "tmpfs-size" in given else []
+        options.append(f"mode={given.pop('tmpfs-mode', '1777')}")
+        found: Volume | str = f"{target}:{','.join(options)}"
+    elif kind in ("bind", "volume"):
+        source = given.pop("source", "")
+        if kind == "bind" and not source.startswith(("/", ".", "~")):
+            raise ContainerError(f"{place}: source=/HOST/PATH is missing")
+        if kind == "volume" and source.startswith(("/", ".", "~")):
+            raise ContainerError(f"{place}: {source!r} is a path: type=bind mounts it")
+        readonly = given.pop("readonly", "false") in ("", "true", "1")
+        spread = given.pop("bind-propagation", "")
+        nocopy = "volume-nocopy" in given and given.pop("volume-nocopy") in ("", "true", "1")
+        options = [*(["ro"] if readonly else []), *([spread] if spread else []), *(["nocopy"] if nocopy else [])]
+        if not set(options) <= set(BIND_OPTIONS):
+            raise ContainerError(f"{place}: bind-propagation={spread}: private, shared, slave and their r forms are known")
+        found = _volume(source, target, tuple(options), place)
+    else:
+        raise ContainerError(f"{place}: type={kind}: bind, volume and tmpfs are known")
+    if given:
+        raise ContainerError(f"{place}: {next(iter(given))!r} is not known")
+    return found
+
+
+def ulimit(text: str) -> Limit:
+    """NAME=SOFT[:HARD], by the names of prlimit(1). Raises ContainerError."""
+    import resource
+
+    name, _, values = text.partition("=")
+    known = [each.removeprefix("RLIMIT_").lower() for each in dir(resource) if each.startswith("RLIMIT_")]
+    if name not in known:
+        raise ContainerError(f"--ulimit {text!r}: {', '.join(sorted(known))} are known")
+    soft, _, hard = values.partition(":")
+    try:
+        return Limit(f"RLIMIT_{name.upper()}", int(soft), int(hard or soft))
+    except ValueError:
+        raise ContainerError(f"--ulimit {text!r}: NAME=SOFT[:HARD] belongs there, like nofile=1024; -1 is unlimited") from None
+
+
+def device(text: str) -> Device:
+    """HOST[:CONTAINER[:rwm]]. Raises ContainerError."""
     parts = text.split(":")
-    if len(parts) not in (2, 3) or not parts[0] or not parts[1].startswith("/"):
-        raise ContainerError(f"-v {text!r}: /HOST/PATH:/CONTAINER/PATH[:ro] belongs there; named volumes there are none yet")
-    source = os.path.abspath(os.path.expanduser(parts[0])) if parts[0].startswith(("/", ".", "~")) else ""
-    if not source:
-        raise ContainerError(f"-v {text!r}: {parts[0]!r} would be a named volume; for a directory write ./{parts[0]}")
-    options = tuple(each for each in (parts[2].split(",") if len(parts) == 3 else ()) if each)
-    known = ("ro rw rshared shared rslave slave rprivate private z Z exec noexec suid nosuid dev nodev bind rbind").split()
-    for each in options:
-        if each not in known:
-            raise ContainerError(f"-v {text!r}: {each!r} is no option of a bind mount")
-    return Volume(source, os.path.normpath(parts[1]), tuple(each for each in options if each not in ("z", "Z", "rw")))
+    if len(parts) == 2 and parts[1] and set(parts[1]) <= set("rwm"):
+        parts = [parts[0], parts[0], parts[1]]
+    source, target, access = [*parts, "", ""][:3]
+    if len(parts) > 3 or not source.startswith("/") or not set(access) <= set("rwm") or (target and not target.startswith("/")):
+        raise ContainerError(f"--device {text!r}: /dev/HOST[:/dev/CONTAINER[:rwm]] belongs there")
+    return Device(source, target or source, access or "rwm")
+
+
+def rate(kind: str, text: str) -> Rate:
+    """PATH:RATE. Raises ContainerError."""
+    path, _, value = text.rpartition(":")
+    option = "--device-" + {"throttleReadBpsDevice": "read-bps", "throttleWriteBpsDevice": "write-bps",
+                            "throttleReadIOPSDevice": "read-iops", "throttleWriteIOPSDevice": "write-iops"}[kind]  # fmt: skip
+    if not path.startswith("/"):
+        raise ContainerError(f"{option} {text!r}: /dev/DISK:RATE belongs there, like /dev/sda:1m")
+    return Rate(kind, path, size(value, option))
+
+
+def pair(text: str, option: str) -> tuple[str, str]:
+    """NAME=VALUE. Raises ContainerError."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise ContainerError(f"{option} {text!r}: NAME=VALUE belongs there")
+    return name, value
 
 
 def ports(text: str) -> tuple[Port, ...]:

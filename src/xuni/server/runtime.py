@@ -59,6 +59,8 @@ class Runtime:
 
     def failed(self, errors: bytes) -> ContainerError:
         text = said(errors)
+        if "hybrid mode" in text:
+            text += "; this host has control groups of both versions, which `--runtime xuni` and runc work with"
         return ContainerError(f"{self.name}: {text}", status_of(text))
 
 
