@@ -111,13 +111,6 @@ def test_a_hook_in_the_container_is_under_its_filter(bundle: Bundle) -> None:
     assert "error running startContainer hook #0" in done.stderr and "bad system call" in done.stderr
 
 
-def test_createcontainer_hooks_begin_in_the_root(bundle: Bundle) -> None:
-    hook = {"path": "/bin/sh", "args": ["sh", "-c", "test -d ./bin && touch ./tmp/made-here"]}
-    bundle.config["root"]["readonly"] = False
-    done = bundle.run("/bin/ls", "/tmp", change=lambda config: config.update(hooks={"createContainer": [hook]}))
-    assert done.stdout == "made-here\n", done.stderr
-
-
 def test_without_a_pid_namespace_kill_ends_all(bundle: Bundle) -> None:
     """Else whoever init has begun would stay behind."""
 

@@ -46,9 +46,7 @@ def execute(hook: RunHook, run: Run) -> None:
             for number in (_signal.SIGPIPE, _signal.SIGXFSZ):
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-            if hook.point == "createContainer":
-                os.fchdir(run.root)  # where its mounts go
-            elif hook.point != "startContainer":
+            if hook.point != "startContainer":
                 os.chdir(run.bundle)
             # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
             given = hook.env or (run.environment if hook.point == "startContainer" else ())
