@@ -273,6 +273,13 @@ class Filesystem(Step):
     def apply(self, run: Run) -> None:
         kernel = run.kernel
         place = self._ordinary(run) if self.kind in ("proc", "sysfs") else -1
+        if self.kind == "overlay":
+            from xuni.container import oldmount
+
+            if oldmount.too_long(self.options.data):
+                tree = oldmount.tree(run, self.kind, self.source, self.target, self.options.data)
+                attach(run, tree, self.target, self.options, directory=True)
+                return
         try:
             context = kernel.fsopen(self.kind)
             try:
