@@ -76,12 +76,12 @@ def test_a_group_in_use_is_left_alone(bundle: Bundle) -> None:
         first.communicate(timeout=10)
 
 
-@pytest.mark.skipif(not Path("/sys/fs/cgroup/freezer").is_dir(), reason="needs the v1 freezer hierarchy")
 def test_a_frozen_group_is_refused_and_kept(bundle: Bundle) -> None:
-    group = Path("/sys/fs/cgroup/freezer" + _group(bundle))
+    v1 = Path("/sys/fs/cgroup/freezer").is_dir()
+    group = Path(("/sys/fs/cgroup/freezer" if v1 else "/sys/fs/cgroup") + _group(bundle))
     group.mkdir()
     try:
-        (group / "freezer.state").write_text("FROZEN")
+        (group / ("freezer.state" if v1 else "cgroup.freeze")).write_text("FROZEN" if v1 else "1")
         bundle.config["linux"]["cgroupsPath"] = _group(bundle)
         bundle.write()
         done = bundle.call("create", name(bundle))

@@ -86,6 +86,8 @@ def test_a_tree_of_mounts_over_mounts(bundle: Bundle, tmp_path: Path, userns: bo
             config["linux"].update(uidMappings=MAPS, gidMappings=MAPS)
 
     done = bundle.run("/bin/cat", "/final/x/file", change=change)
+    if idmap and "FS_ALLOW_IDMAP" in done.stderr:
+        pytest.skip(f"needs a file system with id maps at {tmp_path}")
     assert done.stdout == "through all\n", done.stderr
 
 
