@@ -47,7 +47,11 @@ def execute(hook: RunHook, run: Run) -> None:
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             if hook.point != "startContainer":
-                os.chdir(run.bundle)
+                try:
+                    os.chdir(run.bundle)
+                except PermissionError:
+                    if hook.point != "createContainer":  # which a user namespace's root may have to do elsewhere
+                        raise
             # Without an environment of its own a hook has ours; startContainer, which runs inside, has the process's.
             given = hook.env or (run.environment if hook.point == "startContainer" else ())
             environment = [each.encode() for each in given] or [b"%s=%s" % each for each in os.environb.items()]
