@@ -5,6 +5,7 @@ from __future__ import annotations
 from xuni.container.namespaces import KINDS
 from xuni.container.process import IO_CLASSES, MEMORY_FLAGS, MEMORY_MODES, POLICIES, RLIMITS, SCHEDULER_FLAGS, numbers
 from xuni.container.record import SpecError
+from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,8 +180,17 @@ def _sysctl(linux: Linux, namespaces: dict[str, str]) -> None:
             wanted = "user"
         else:
             raise SpecError(f"linux.sysctl: {key} is not in a separate kernel namespace, so setting it would change the host")
-        if wanted not in namespaces:
+        if wanted not in namespaces or namespaces[wanted] and _ours(wanted, namespaces[wanted]):
             raise SpecError(f"linux.sysctl: {key} is not allowed in the host's {wanted} namespace; add one to linux.namespaces")
+
+
+def _ours(kind: str, path: str) -> bool:
+    """Whether the namespace to be joined is the one that we are in."""
+    try:
+        theirs, own = os.stat(path), os.stat(f"/proc/self/ns/{KINDS[kind][1]}")
+    except OSError:
+        return False  # whoever opens it will say what is wrong
+    return (theirs.st_dev, theirs.st_ino) == (own.st_dev, own.st_ino)
 
 
 def _one_of(place: str, value: str, known: object) -> None:

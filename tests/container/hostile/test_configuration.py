@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.container.bundle import Bundle, left_over, name, needs_busybox, needs_root
+from tests.container.bundle import Bundle, groups_left, left_over, name, needs_busybox, needs_root
 from xuni.container import json as quick_json
 from xuni.container.example import example
 from xuni.container.plan import Host, plan
@@ -75,14 +75,17 @@ def places(value: object, here: Place = ()) -> list[Place]:
 HARM: list[Any] = [
     None, True, False, 0, -1, 1, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
     1 << 64, -(1 << 63), 10**40, 0.5, -0.0, 1e15, 1e300, float("inf"), float("nan"), "", "\0", "a\0b", "\ud800", "x\udfff/y",
-    "x" * 300, "x" * 70_000, "a/" * 3000, "../../../../../../etc", "/", "//", "/..", ".", "%s%n{}", "a\nb", "\x1b[31m", "\u202e", "é",
-    "9" * 5000, "1" * 5000 + ".0.0", "0x10", "-1", "１", "1.0.0", "=", "a=b", "CAP_SYS_ADMIN", "user", "mount", "pid", "/proc/1/ns/net",
-    "/proc/self/exe", "/proc/self/fd/7", "/dev", "/dev/zero", "cgroup", "proc", "ro", "bind", "rbind", "idmap", "ridmap=@0-0-1",
+    "x" * 300, "x" * 70_000, "a/" * 3000, "../../../../../../etc", "/", "//", "/..", ".", "%s%n{}", "a\nb", "\x1b[31m", "\u202e",
+    "é", "9" * 5000, "1" * 5000 + ".0.0", "0x10", "-1", "１", "1.0.0", "=", "a=b", "CAP_SYS_ADMIN", "user", "mount", "pid",
+    "/proc/1/ns/net", "/proc/self/exe", "/proc/self/fd/7", "/dev", "/dev/zero", "cgroup", "proc", "ro", "bind", "rbind", "idmap",
+    "ridmap=@0-0-1",
     "tmpcopyup", "copy-symlink", "dest-nofollow", "size=-1", "mode=999", "0-99999999", "4095", "SCMP_ACT_NOTIFY", "SCMP_ACT_KILL",
-    "SCHED_DEADLINE", "2MB", "a 8:0 rwm", [], [[]], [[[[[]]]]], [None], [""], ["a", 1], {}, {"": ""}, {"a": {"b": []}}, {"path": "/x"},
+    "SCHED_DEADLINE", "2MB", "a 8:0 rwm", [], [[]], [[[[[]]]]], [None], [""], ["a", 1], {}, {"": ""}, {"a": {"b": []}},
+    {"path": "/x"},
 ]  # fmt: skip
 BASE = everything()
-EDIT = st.tuples(st.sampled_from(places(BASE)), st.sampled_from(("put", "drop", "repeat", "rename", "nest")), st.sampled_from(HARM))
+KINDS = ("put", "drop", "repeat", "rename", "nest")
+EDIT = st.tuples(st.sampled_from(places(BASE)), st.sampled_from(KINDS), st.sampled_from(HARM))
 
 
 def edited(config: dict[str, Any], edits: list[tuple[Place, str, Any]]) -> dict[str, Any]:
@@ -146,12 +149,13 @@ def test_a_changed_configuration_is_planned_or_refused(edits: list[tuple[Place, 
 
 
 TEXT = json.dumps(BASE).encode()
+PIECES = (b"[" * 3000, b'{"a":' * 3000, b"1e999", b"NaN", b"-", b'"\\ud800"', b'"\\u0000"', b"\\", b'"', b",,", b"\xff",
+          b"1" * 5000)  # fmt: skip
 
 
 @settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.tuples(st.integers(0, len(TEXT)), st.integers(0, 40), st.binary(max_size=6) | st.sampled_from(
-    (b"[" * 3000, b'{"a":' * 3000, b"1e999", b"NaN", b"-", b'"\\ud800"', b'"\\u0000"', b"\\", b'"', b",,", b"\xff", b"1" * 5000))),
-    min_size=1, max_size=3))  # fmt: skip
+@given(st.lists(st.tuples(st.integers(0, len(TEXT)), st.integers(0, 40), st.binary(max_size=6) | st.sampled_from(PIECES)),
+                min_size=1, max_size=3))  # fmt: skip
 def test_a_damaged_text_is_understood_or_refused(damages: list[tuple[int, int, bytes]]) -> None:
     text = TEXT
     for at, length, put in damages:
@@ -201,6 +205,19 @@ def test_the_configuration_to_be_changed_works(bundle: Bundle) -> None:
     assert done.returncode == 0 and done.stdout.startswith("1000\n") and done.stdout.endswith("\n0\n"), done.stderr
 
 
+def keep_to_itself(bundle: Bundle) -> bool:
+    """Whether the configuration asks for nothing of the host's, which it would be given: a configuration is obeyed."""
+    linux, root = bundle.config.get("linux"), bundle.config.get("root")
+    spaces = linux.get("namespaces") if isinstance(linux, dict) else None
+    if not isinstance(linux, dict) or not isinstance(spaces, list):
+        return False
+    new = [each.get("type") for each in spaces if isinstance(each, dict) and not each.get("path")]
+    if isinstance(root, dict) and isinstance(root.get("path"), str) and not root["path"].isalnum():
+        return False
+    linux["cgroupsPath"] = f"/above-{name(bundle)}/{name(bundle)}"
+    return all(each in new for each in ("mount", "network", "ipc", "uts"))
+
+
 @needs_root
 @needs_busybox
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
@@ -210,12 +227,8 @@ def test_a_start_from_a_changed_configuration_works_or_leaves_nothing(edits: lis
         bundle = Bundle(Path(scratch))
         (bundle.rootfs / "given").write_text("")
         bundle.config = edited(everything() | {"root": {"path": "rootfs"}}, edits)
-        if not isinstance(bundle.config.get("linux"), dict) or not isinstance(bundle.config["linux"].get("namespaces"), list):
-            return  # without a mount namespace, mounts are the host's
-        if {"mount", "network", "ipc", "uts"} - {each.get("type") for each in bundle.config["linux"]["namespaces"]
-                                                 if isinstance(each, dict) and not each.get("path")}:  # fmt: skip
+        if not keep_to_itself(bundle):
             return
-        bundle.config["linux"]["cgroupsPath"] = f"/{name(bundle)}/{name(bundle)}" if edits else ""
         bundle.write()
         try:
             process = bundle.start(command, *((name(bundle),) if command == "create" else ()), umask=0o022)
@@ -229,12 +242,11 @@ def test_a_start_from_a_changed_configuration_works_or_leaves_nothing(edits: lis
             lines = [line for line in said.splitlines() if "warning: " not in line]
             assert status == 0 or (status == 1 and len(lines) == 1), (status, said)
             assert "Traceback" not in said and "bug of xuni" not in said, said
-            assert not (left := [each for each in left_over(bundle) if not each.endswith(f"{name(bundle)}")]), left
+            assert not (left := left_over(bundle)), left
         finally:
             bundle.call("delete", "--force", name(bundle))
-            for top, below, _ in os.walk("/sys/fs/cgroup"):
-                if name(bundle) in below:
-                    os.rmdir(f"{top}/{name(bundle)}")
+            for each in groups_left(f"above-{name(bundle)}"):
+                os.rmdir(each)
 
 
 @pytest.mark.parametrize(("kind", "said"), [

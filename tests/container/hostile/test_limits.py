@@ -36,7 +36,8 @@ def test_a_memory_hog_is_killed_and_events_say_so(bundle: Bundle) -> None:
     fifo = bundle.rootfs / "go"
     os.mkfifo(fifo, 0o666)
     bundle.config["root"]["readonly"] = False
-    bundle.config["process"]["args"] = ["/bin/sh", "-c", "echo ready; cat /go; (tail -c 99999999 /dev/zero); echo $? > /said; cat /go"]
+    script = "echo ready; cat /go; (tail -c 99999999 /dev/zero); echo $? > /said; cat /go"
+    bundle.config["process"]["args"] = ["/bin/sh", "-c", script]
     limits(memory={"limit": 32 << 20, "swap": 32 << 20})(bundle.config)
     bundle.write()
     container = name(bundle)
@@ -185,8 +186,8 @@ def test_a_limit_above_our_own(bundle: Bundle, kind: str) -> None:
     if hard == resource.RLIM_INFINITY or int(_capabilities(), 16) >> 24 & 1:
         pytest.skip(f"this caller may set {kind} as it likes (CAP_SYS_RESOURCE, or no limit)")
     for wanted, status in ((hard, 0), (hard + 1, 1)):
-        rlimits = [{"type": kind, "soft": wanted, "hard": wanted}]
-        done = bundle.run("/bin/sh", "-c", "ulimit -n", change=lambda config, given=rlimits: config["process"].update(rlimits=given))
+        bundle.config["process"]["rlimits"] = [{"type": kind, "soft": wanted, "hard": wanted}]
+        done = bundle.run("/bin/sh", "-c", "ulimit -n")
         assert done.returncode == status, done.stderr
         if status:
             assert f'"{kind}"' in done.stderr and f"hard={wanted}" in done.stderr and "CAP_SYS_RESOURCE" in done.stderr

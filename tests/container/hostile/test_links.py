@@ -20,7 +20,8 @@ pytestmark = needs_root
 SPECIAL = {"/proc": "proc", "/sys": "sysfs", "/dev": "tmpfs", "/dev/pts": "devpts", "/dev/shm": "tmpfs", "/dev/mqueue": "mqueue",
            "/sys/fs/cgroup": "cgroup"}  # fmt: skip
 # Where links lead: the outside itself, up and into it, to what the host's kernel says is there, in circles, nowhere.
-LEADS = ("{outside}", "../../../../../../../../../../..{outside}", "/proc/self/root{outside}", "/proc/1/cwd", "{target}", "/none/at/all")
+LEADS = ("{outside}", "../../../../../../../../../../..{outside}", "/proc/self/root{outside}", "/proc/1/cwd", "{target}",
+         "/none/at/all")  # fmt: skip
 
 
 class Outside:
