@@ -215,8 +215,9 @@ def test_options(say: Say, tmp_path: Path) -> None:
               "cat /proc/self/status; cat /t/x /h")  # fmt: skip
     (tmp_path / "file").write_text("of the host\n")
     done = say("run", "--rm", "--network", "none", "--ulimit", "nofile=77", "--sysctl", "kernel.msgmax=4242",
-               "--oom-score-adj", "321", "--group-add", "55", "--device", "/dev/zero:/dev/zero2", "--security-opt", "no-new-privileges", "--mount",
-               f"type=bind,src={tmp_path}/file,dst=/h", "--tmpfs", "/t", "--cidfile", str(tmp_path / "id"),
+               "--oom-score-adj", "321", "--group-add", "55", "--device", "/dev/zero:/dev/zero2",
+               "--security-opt", "no-new-privileges", "--mount", f"type=bind,src={tmp_path}/file,dst=/h",
+               "--tmpfs", "/t", "--cidfile", str(tmp_path / "id"),
                "busybox", "sh", "-c", script)  # fmt: skip
     assert done.stdout.startswith("77\n4242\n321\n") and " 55\n/dev/zero2\n" in done.stdout.replace("\n55", " 55"), done
     assert "NoNewPrivs:\t1" in done.stdout and done.stdout.endswith("of the host\n") and len((tmp_path / "id").read_text()) == 64
