@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from xuni.image.compression import TarStream
 
 # What the kernel says where overlayfs is not to be had: not built in, not for us, not on this file system.
+LONGEST: Final = 255  # bytes of a value of fsconfig(2)
 REFUSALS: Final = (errno.ENODEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES)
 
 
@@ -117,6 +118,9 @@ def make(store: Store, image: Image, place: Path, *, volatile: bool = False, own
 def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volatile: bool = False) -> None:
     """Raises CallError."""
     kernel = k.Linux()
+    if any(len(os.fsencode(each)) > LONGEST for each in (*lower, upper, work)):
+        _mount_by_text(kernel, lower, upper, work, root)
+        return
     context = kernel.fsopen("overlay")
     try:
         kernel.fsconfig_string(context, "source", "overlay")
