@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xuni.container.example import example
+from xuni.container.execute import ExecWishes, plan_exec
 from xuni.container.mounts import Options, sort_options
 from xuni.container.plan import Host, Plan, plan
 from xuni.container.record import SpecError, decode
 from xuni.container.seccomp import FLAGS, LoadSeccomp
-from xuni.container.spec import Spec
+from xuni.container.spec import Linux, Process, Spec
+from xuni.container.spec_rare import MemoryPolicy
 from xuni.host.linux import kernel as k
 
 
@@ -103,6 +105,7 @@ def test_mount_options(options: tuple[str, ...], expected: Options) -> None:
         ({"process.rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}, "the soft limit 2 exceeds the hard one, 1"),
         ({"hooks": {"prestart": [{"path": "relative"}]}}, "hooks.prestart[0].path: 'relative' is not an absolute path"),
         ({"linux.seccomp": {"defaultAction": "SCMP_ACT_NOTIFY"}}, None),
+        ({"linux.memoryPolicy": {"mode": "MPOL_DEFAULT", "nodes": "0-7"}}, "mode requires 0 nodes but got 8"),
     ],
 )
 def test_what_a_configuration_may_not_say(change: dict[str, Any], said: str | None) -> None:
@@ -157,3 +160,9 @@ def test_a_plan_is_shown_whole_and_in_words() -> None:
     options = sort_options(("nosuid", "strictatime", "ro", "mode=755"))
     assert repr(options) == "Options(set=ro,nosuid,strictatime, clear=atime, data=(('mode', '755'),))"
     assert repr(BoundCapabilities(1 << 5 | 1 << 29)) == "BoundCapabilities(kept=CAP_KILL,CAP_AUDIT_WRITE)"
+
+
+def test_exec_takes_the_memory_policy_that_a_child_of_init_would_inherit() -> None:
+    linux = Linux(memoryPolicy=MemoryPolicy("MPOL_PREFERRED", "0"))
+    steps = plan_exec(Process("/", args=("sh",)), linux, ExecWishes(("sh",)), Host(), groups=True, userns=False)
+    assert "SetMemoryPolicy" in names(steps.join)

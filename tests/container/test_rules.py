@@ -10,9 +10,10 @@ import pytest
 from xuni.container.groups import EnterGroup
 from xuni.container.mounts import Filesystem, Options
 from xuni.container.namespaces import Unshare
-from xuni.container.process import SetRlimit
+from xuni.container.process import SetRlimit, SetScheduler
 from xuni.container.rules import RULES
 from xuni.container.spec import Spec
+from xuni.container.spec_rare import Scheduler
 from xuni.container.step import Run, Step, StepFailed, apply
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import Linux
@@ -30,6 +31,9 @@ class Refusing(Linux):
     def prlimit(self, pid: int, resource: int, soft: int, hard: int, name: str) -> None:
         raise CallError(self.number, "prlimit64", (pid, name, f"{{soft={soft}, hard={hard}}}"))
 
+    def sched_setattr(self, attributes: bytes, shown: str) -> None:
+        raise CallError(self.number, "sched_setattr", (0, shown))
+
     def fsopen(self, kind: str) -> int:
         raise CallError(self.number, "fsopen", (kind, "FSOPEN_CLOEXEC"))
 
@@ -40,6 +44,9 @@ class Refusing(Linux):
         (Unshare(("mount",)), errno.EPERM,
          ("Unshare: unshare(", "Operation not permitted", "add a user namespace", "[step Unshare")),
         (SetRlimit("RLIMIT_NOFILE", 1, 1 << 20), errno.EPERM, ("prlimit64(0, \"RLIMIT_NOFILE\"", "CAP_SYS_RESOURCE")),
+        (SetScheduler(Scheduler("SCHED_DEADLINE", runtime=1, deadline=2, period=3)), errno.EPERM,
+         ("can't be used together with AllowedCPUs", "every processor")),
+        (SetScheduler(Scheduler("SCHED_OTHER", nice=-5)), errno.EPERM, ("CAP_SYS_NICE", "RLIMIT_NICE")),
         (Filesystem("/x", "moonfs", Options()), errno.ENODEV, ('fsopen("moonfs"', "no such file system")),
     ],
 )

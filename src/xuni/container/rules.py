@@ -79,7 +79,7 @@ RULES: Final = (
      "a deadline task must be free to run on every processor: process scheduler can't be used together with AllowedCPUs "
      "(linux.resources.cpu.cpus); and it takes CAP_SYS_NICE"),
     ("SetScheduler", "sched_setattr", e.EPERM,
-     "real-time policies and lower nice values take CAP_SYS_NICE in the host's user namespace, or RLIMIT_RTPRIO and RLIMIT_NICE"),
+     "a nice value below the present one takes CAP_SYS_NICE in the host's user namespace, or RLIMIT_NICE"),
     ("SetScheduler", "sched_setattr", e.EBUSY, "the deadline bandwidth of these processors is spoken for"),
     ("Sysctl", "openat", e.ENOENT, "this kernel has no such parameter"),
     ("Sysctl", "openat", e.EROFS, "/proc/sys is read-only where the runtime runs: it is in a container itself"),
