@@ -17,8 +17,8 @@ from xuni.image.content import Image, Store
 if TYPE_CHECKING:
     from xuni.image.compression import TarStream
 
-# What the kernel says where overlayfs is not to be had: not built in, not for us, not on this file system.
 LONGEST: Final = 255  # bytes of a value of fsconfig(2)
+# What the kernel says where overlayfs is not to be had: not built in, not for us, not on this file system.
 REFUSALS: Final = (errno.ENODEV, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EACCES)
 
 
