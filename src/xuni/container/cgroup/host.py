@@ -376,6 +376,7 @@ def place(cgroups_path: str, container: str, *, rootless: bool) -> HostGroup:
     if not inside:
         raise SpecError(f"linux.cgroupsPath: {cgroups_path!r} is the root group, which cannot be a container's")
     paths: dict[str, str] = {}
+    rootless = rootless or _in_user_namespace()  # whose root is nobody special to the hierarchies
     for each in mounts:
         group = own.get(each.keys[0])
         if group is None:
