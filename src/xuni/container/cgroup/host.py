@@ -217,7 +217,7 @@ class HostGroup:
                 devices.apply_v1(self.paths["devices"], resources.devices)
             elif self._unified:
                 devices.apply_v2(self._unified, resources.devices)
-            elif os.geteuid() == 0:
+            elif os.geteuid() == 0 and not _in_user_namespace():
                 self._place("devices", "devices")
         except OSError as error:
             if error.errno != errno.EPERM or (os.geteuid() == 0 and not _in_user_namespace()):
