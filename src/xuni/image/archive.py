@@ -105,10 +105,13 @@ class _Directory(_Parts):
 
     def open(self, name: str) -> IO[bytes]:
         # The names asked for are ours (index.json) or made of digests; a link here leads where the user's own files lead.
+        place = self.root / name
         try:
-            return open(self.root / name, "rb")
+            if not place.is_file():
+                raise ImageError(f"{place}: {'not a file' if place.exists() else 'no such file'}; the layout is not whole")
+            return open(place, "rb")
         except OSError as error:
-            raise ImageError(f"{self.root / name}: {error.strerror}; the layout is not whole") from None
+            raise ImageError(f"{place}: {error.strerror}; the layout is not whole") from None
 
 
 class _Members(_Parts):

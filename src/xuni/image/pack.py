@@ -7,10 +7,10 @@ import gzip
 import os
 import stat
 import tarfile
-from collections.abc import Iterator
 from typing import IO, Final
 
 XATTR: Final = "SCHILY.xattr."
+DEEPEST: Final = 256  # directories, as many as an image may have (extract.py)
 
 
 def pack(directory: str, into: IO[bytes]) -> None:
@@ -24,39 +24,69 @@ def pack(directory: str, into: IO[bytes]) -> None:
 
 
 def write(directory: str, archive: tarfile.TarFile, below: str = "") -> None:
-    """The tree's files, named as if they were below `below`."""
-    seen: dict[tuple[int, int], str] = {}
-    for path, name in _walk(directory, below):
-        status = os.lstat(path)
-        if stat.S_ISSOCK(status.st_mode):
-            continue
-        parent, _, last = name.rpartition("/")
-        if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
-            archive.addfile(tarfile.TarInfo(f"{parent}/.wh.{last}".lstrip("/")))
-            continue
-        member = _member(path, name, status)
-        if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
-            first = seen.setdefault((status.st_dev, status.st_ino), name)
-            if first != name:
-                member.type, member.linkname, member.size = tarfile.LNKTYPE, first, 0
-        if member.isreg():
-            with open(path, "rb") as content:
-                archive.addfile(member, content)
-        else:
-            archive.addfile(member)
-        if stat.S_ISDIR(status.st_mode) and _attribute(path, "trusted.overlay.opaque", "user.overlay.opaque") == b"y":
-            archive.addfile(tarfile.TarInfo(f"{name}/.wh..wh..opq"))
+    """The tree's files, named as if they were below `below`.
+
+    Whoever else may change the tree meanwhile, as a container that runs may, leads nowhere out of it: each entry is looked at
+    and read through one descriptor, and nothing but files and directories is opened.
+    """
+    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _write(top, archive, below, {}, DEEPEST)
+    finally:
+        os.close(top)
 
 
-def _walk(directory: str, name: str) -> Iterator[tuple[str, str]]:
-    for each in sorted(os.listdir(directory)):
-        path, below = f"{directory}/{each}", f"{name}/{each}".lstrip("/")
-        yield path, below
-        if stat.S_ISDIR(os.lstat(path).st_mode):
-            yield from _walk(path, below)
+def _write(directory: int, archive: tarfile.TarFile, below: str, seen: dict[tuple[int, int], str], deeper: int) -> None:
+    for last in sorted(os.listdir(directory)):
+        name = f"{below}/{last}".lstrip("/")
+        try:
+            place = os.open(last, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            continue  # gone meanwhile
+        try:
+            _entry(place, archive, name, seen, deeper)
+        finally:
+            os.close(place)
 
 
-def _member(path: str, name: str, status: os.stat_result) -> tarfile.TarInfo:
+def _entry(place: int, archive: tarfile.TarFile, name: str, seen: dict[tuple[int, int], str], deeper: int) -> None:
+    status, path = os.fstat(place), f"/proc/self/fd/{place}"
+    if stat.S_ISSOCK(status.st_mode):
+        return
+    parent, _, last = name.rpartition("/")
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        archive.addfile(tarfile.TarInfo(f"{parent}/.wh.{last}".lstrip("/")))
+        return
+    member = _member(place, path, name, status)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
+        first = seen.setdefault((status.st_dev, status.st_ino), name)
+        if first != name:
+            member.type, member.linkname, member.size = tarfile.LNKTYPE, first, 0
+    if member.isreg():
+        add_file(archive, member, path)
+        return
+    archive.addfile(member)
+    if not stat.S_ISDIR(status.st_mode):
+        return
+    if _attribute(path, "trusted.overlay.opaque", "user.overlay.opaque") == b"y":
+        archive.addfile(tarfile.TarInfo(f"{name}/.wh..wh..opq"))
+    if not deeper:
+        raise OSError(errno.ENAMETOOLONG, f"directories are nested more than {DEEPEST} deep", name)
+    inner = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _write(inner, archive, name, seen, deeper - 1)
+    finally:
+        os.close(inner)
+
+
+def add_file(archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
+    """A regular file that may grow or shrink while it is read. Raises OSError if it shrinks."""
+    with open(path, "rb") as content:
+        member.size = os.fstat(content.fileno()).st_size
+        archive.addfile(member, content)
+
+
+def _member(place: int, path: str, name: str, status: os.stat_result) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.mode, member.uid, member.gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
     member.mtime = int(status.st_mtime)
@@ -66,7 +96,7 @@ def _member(path: str, name: str, status: os.stat_result) -> tarfile.TarInfo:
     elif kind == stat.S_IFDIR:
         member.type = tarfile.DIRTYPE
     elif kind == stat.S_IFLNK:
-        member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
+        member.type, member.linkname = tarfile.SYMTYPE, os.readlink("", dir_fd=place)
     elif kind == stat.S_IFIFO:
         member.type = tarfile.FIFOTYPE
     else:
@@ -75,15 +105,14 @@ def _member(path: str, name: str, status: os.stat_result) -> tarfile.TarInfo:
     headers: dict[str, str] = {}
     if kind in (stat.S_IFREG, stat.S_IFDIR):
         for attribute in _attributes(path):
-            value = os.getxattr(path, attribute, follow_symlinks=False)
-            headers[XATTR + attribute] = value.decode("utf-8", "surrogateescape")
+            headers[XATTR + attribute] = os.getxattr(path, attribute).decode("utf-8", "surrogateescape")
     member.pax_headers = headers
     return member
 
 
 def _attributes(path: str) -> list[str]:
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = os.listxattr(path)
     except OSError as error:
         if error.errno != errno.EOPNOTSUPP:
             raise
@@ -95,7 +124,7 @@ def _attributes(path: str) -> list[str]:
 def _attribute(path: str, *names: str) -> bytes:
     for name in names:
         try:
-            return os.getxattr(path, name, follow_symlinks=False)
+            return os.getxattr(path, name)
         except OSError:
             pass
     return b""

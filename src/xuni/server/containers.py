@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -504,21 +505,21 @@ def look_up(root: Path, user: str, added: Sequence[str] = ()) -> Identity:
     person = next((each for each in people if name in (each[0], each[2])), None) if name else None
     if not name:
         person = next((each for each in people if each[2] == "0"), None)
-    if person is not None and person[2].isdecimal() and person[3].isdecimal():
+    if person is not None and _number(person[2]) and _number(person[3]):
         uid, gid, home, login = int(person[2]), int(person[3]), person[5] or "/", person[0]
-    elif not name or name.isdecimal():
+    elif not name or _number(name):
         uid, gid, home, login = int(name or 0), 0, "/" if name else "/root", ""
     else:
         raise ContainerError(f"-u {user}: the image's /etc/passwd has no user {name!r}")
-    more = tuple(int(each[2]) for each in groups if login and login in each[3].split(",") and each[2].isdecimal())
+    more = tuple(int(each[2]) for each in groups if login and login in each[3].split(",") and _number(each[2]))
     if group_name:
         found = next((each[2] for each in groups if each[0] == group_name), group_name)
-        if not found.isdecimal():
+        if not _number(found):
             raise ContainerError(f"-u {user}: the image's /etc/group has no group {group_name!r}")
         gid, more = int(found), ()
     for each in added:
         number = next((line[2] for line in groups if line[0] == each), each)
-        if not number.isdecimal():
+        if not _number(number):
             raise ContainerError(f"--group-add {each}: the image's /etc/group has no group {each!r}")
         more += (int(number),)
     if max(uid, gid, *more) >= 1 << 32:
@@ -527,13 +528,22 @@ def look_up(root: Path, user: str, added: Sequence[str] = ()) -> Identity:
 
 
 def _file(root: Path, name: str) -> list[str]:
-    """Of the image: no link of it leads out."""
+    """Of the image: no link of it leads out, and nothing but a file is opened (a device of an image may be a watchdog's)."""
     directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = -1
     try:
-        descriptor = Linux().openat2(directory, name, os.O_RDONLY | os.O_NONBLOCK, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        place = Linux().openat2(directory, name, os.O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            return []
+        with open(f"/proc/self/fd/{place}", "rb") as file:
+            return file.read(MAX_PASSWD).decode(errors="replace").splitlines()
     except CallError:
         return []
     finally:
         os.close(directory)
-    with open(descriptor, "rb") as file:
-        return file.read(MAX_PASSWD).decode(errors="replace").splitlines()
+        if place >= 0:
+            os.close(place)
+
+
+def _number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 10

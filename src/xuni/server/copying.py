@@ -112,6 +112,13 @@ class _Archive(tarfile.TarFile):
 def copy(source: int, name: str, directory: str, moved: Callable[[int], int]) -> None:
     """What the descriptor names becomes `name` in the directory; `moved` says whose an id is there."""
     path = f"/proc/self/fd/{source}"
+    try:
+        _copy(path, name, directory, moved)
+    except (OSError, tarfile.TarError) as error:
+        raise ContainerError(f"{name}: {error}", 1) from None
+
+
+def _copy(path: str, name: str, directory: str, moved: Callable[[int], int]) -> None:
     with tempfile.TemporaryFile() as spool:
         with _Archive(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
             archive.moved = moved
@@ -120,12 +127,13 @@ def copy(source: int, name: str, directory: str, moved: Callable[[int], int]) ->
                 member.type, member.mode = tarfile.DIRTYPE, stat.S_IMODE(os.stat(path).st_mode)
                 archive.addfile(member)
                 pack.write(path, archive, name)
-            else:
+            elif stat.S_ISREG(os.stat(path).st_mode):
                 status = os.stat(path)
                 member = tarfile.TarInfo(name)
-                member.mode, member.size, member.mtime = stat.S_IMODE(status.st_mode), status.st_size, int(status.st_mtime)
-                with open(path, "rb") as content:
-                    archive.addfile(member, content)
+                member.mode, member.mtime = stat.S_IMODE(status.st_mode), int(status.st_mtime)
+                pack.add_file(archive, member, path)
+            else:  # opening a device does something already, and a named pipe never ends
+                raise ContainerError(f"{name} is neither a file nor a directory", 1)
         spool.seek(0)
         extractor = Extractor(directory, stacked=False)
         try:
