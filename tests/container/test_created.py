@@ -111,6 +111,16 @@ def test_a_hook_in_the_container_is_under_its_filter(bundle: Bundle) -> None:
     assert "error running startContainer hook #0" in done.stderr and "bad system call" in done.stderr
 
 
+def test_a_filter_that_forbids_what_hooks_take_says_so(bundle: Bundle) -> None:
+    def change(config: dict[str, Any]) -> None:
+        rule = {"names": ["pidfd_open"], "action": "SCMP_ACT_ERRNO"}
+        config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+        config["hooks"] = {"startContainer": [{"path": "/bin/busybox", "args": ["true"]}]}
+
+    done = bundle.run("/bin/true", change=change)
+    assert done.returncode == 1 and "under the container's seccomp filter" in done.stderr
+
+
 def test_without_a_pid_namespace_kill_ends_all(bundle: Bundle) -> None:
     """Else whoever init has begun would stay behind."""
 

@@ -81,6 +81,9 @@ RULES: Final = (
     ("SetScheduler", "sched_setattr", e.EPERM,
      "a nice value below the present one takes CAP_SYS_NICE in the host's user namespace, or RLIMIT_NICE"),
     ("SetScheduler", "sched_setattr", e.EBUSY, "the deadline bandwidth of these processors is spoken for"),
+    *[("RunHook(point='startContainer'", "pidfd_open", number,
+       "startContainer hooks are under the container's seccomp filter, and this one forbids what watching over a hook takes")
+      for number in (e.EPERM, e.ENOSYS)],
     ("Sysctl", "openat", e.ENOENT, "this kernel has no such parameter"),
     ("Sysctl", "openat", e.EROFS, "/proc/sys is read-only where the runtime runs: it is in a container itself"),
     ("Sysctl", "openat", e.EACCES, "this parameter belongs to the host's user namespace"),
