@@ -371,11 +371,13 @@ def stats(containers: tuple[str, ...], no_stream: bool, as_json: bool) -> None:
     Example:
       xuni stats --no-stream
     """
+    from xuni.server.containers import measured
     from xuni.server.kept import Containers
 
     while True:
         found = [Containers().find(each) for each in containers] or Containers().all()
-        rows = _usage([each for each in found if each.status == "running"])
+        found = [each for each in found if each.status == "running" and measured(each, must=bool(containers))]
+        rows = _usage(found)
         if as_json:
             click.echo(json.dumps(rows, indent=2))
             return
@@ -423,11 +425,10 @@ def top(container: str) -> None:
     Example:
       xuni top web
     """
-    from xuni.server.containers import group
-    from xuni.server.kept import Containers
+    from xuni.server.containers import processes
 
     rows = [("PID", "PPID", "UID", "TIME", "COMMAND")]
-    for pid in group(Containers().find(container)).processes():
+    for pid in processes(container):
         try:
             place = Path(f"/proc/{pid}")
             fields = (place / "stat").read_text().rpartition(")")[2].split()

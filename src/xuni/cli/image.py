@@ -195,8 +195,12 @@ def rm(names: tuple[str, ...]) -> None:
     Example:
       xuni image rm busybox
     """
+    from xuni.cli.containers import told
+    from xuni.server import rootless
     from xuni.server.kept import Containers
 
+    with told():
+        rootless.enter()  # layers have owners that are not the user
     with _store() as store:
         for each in names:
             name, freed = store.remove(each, Containers().layers_in_use)

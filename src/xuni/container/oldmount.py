@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from xuni.container.rooted import make_in_root, open_in_root
 from xuni.container.step import Run
-from xuni.host.linux import kernel as k
 from xuni.host.linux import system as os
 
 TYPE_CHECKING = False

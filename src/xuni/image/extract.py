@@ -12,14 +12,14 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
-from xuni.image import ImageError
+from xuni.image import ImageError, idmap
 from xuni.image.compression import TarStream
 
 WHITEOUT: Final = ".wh."
@@ -55,6 +55,7 @@ class Extractor:
         self.stacked = stacked
         self.privileged = os.geteuid() == 0 if privileged is None else privileged
         self.report = Report()
+        self._confined = idmap.in_user_namespace()
         self._directories: dict[str, tuple[int, float]] = {}  # mode and time, set last: both change as files come in
         self._new: set[str] = set()  # what this layer made; its whiteouts speak of the layers below only
         self._parent: tuple[str, int] | None = None
@@ -234,13 +235,13 @@ class Extractor:
             name = name.rpartition("/")[0]
 
     def _overlay(self, name: str) -> str:
-        return f"{'trusted' if os.geteuid() == 0 else 'user'}.overlay.{name}"
+        return f"{'trusted' if os.geteuid() == 0 and not self._confined else 'user'}.overlay.{name}"
 
     # ---- attributes
 
     def _attributes(self, member: tarfile.TarInfo, descriptor: int) -> None:
         if self.privileged:
-            os.fchown(descriptor, member.uid, member.gid)
+            self._own(member, lambda: os.fchown(descriptor, member.uid, member.gid))
         else:
             self.report.owners_left_out |= (member.uid, member.gid) != (os.geteuid(), os.getegid())
         for key, value in member.pax_headers.items():
@@ -256,9 +257,18 @@ class Extractor:
                 if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL):
                     raise
 
+    def _own(self, member: tarfile.TarInfo, change: Callable[[], None]) -> None:
+        """Who is not mapped into our user namespace can own nothing in it."""
+        try:
+            change()
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._confined:
+                raise
+            self.report.owners_left_out = True
+
     def _owner_and_time(self, member: tarfile.TarInfo, here: int, last: str, mode: int | None = None) -> None:
         if self.privileged:
-            os.chown(last, member.uid, member.gid, dir_fd=here, follow_symlinks=False)
+            self._own(member, lambda: os.chown(last, member.uid, member.gid, dir_fd=here, follow_symlinks=False))
         if mode is not None:
             os.chmod(last, mode & 0o7777, dir_fd=here)  # we just made it, and nobody else has the directory open for writing
         os.utime(last, (float(member.mtime), float(member.mtime)), dir_fd=here, follow_symlinks=False)

@@ -64,3 +64,9 @@ def _user_namespace(kernel: k.Linux, owner: int) -> int:
         os.close(hold[1])
         os.close(pidfd)
         os.waitpid(pid, 0)
+
+
+def in_user_namespace() -> bool:
+    """Whether ids here are not the host's."""
+    with open("/proc/self/uid_map") as file:
+        return file.read().split() != ["0", "0", "4294967295"]

@@ -124,7 +124,7 @@ def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volat
     context = kernel.fsopen("overlay")
     try:
         kernel.fsconfig_string(context, "source", "overlay")
-        if os.geteuid() != 0 or _in_user_namespace():
+        if os.geteuid() != 0 or idmap.in_user_namespace():
             kernel.fsconfig_flag(context, "userxattr")
         try:
             for each in reversed(lower):  # from Linux 6.7 on, one a call, without a bound on their length
@@ -153,7 +153,7 @@ def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volat
 def _mount_by_text(kernel: k.Linux, lower: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
     """The old call takes one page of options, which holds some 40 layers; more are refused by the kernel."""
     text = f"lowerdir={':'.join(str(each) for each in reversed(lower))},upperdir={upper},workdir={work}"
-    if os.geteuid() != 0 or _in_user_namespace():
+    if os.geteuid() != 0 or idmap.in_user_namespace():
         text += ",userxattr"
     kernel.mount("overlay", str(root), "overlay", 0, text)
 
@@ -170,7 +170,3 @@ def release(place: Path) -> None:
     unmount(place)
     if place.exists():
         shutil.rmtree(place)
-
-
-def _in_user_namespace() -> bool:
-    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]

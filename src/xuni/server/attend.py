@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xuni.host.linux.kernel import Linux
-from xuni.server import ContainerError
+from xuni.server import ContainerError, where
 from xuni.server.kept import now
 from xuni.server.runtime import Runtime
 
@@ -153,8 +153,7 @@ def run(what: Attendance, created: Callable[[int], Company | None], started: Cal
 
 def _streams(what: Attendance) -> Streams:
     if what.terminal:
-        place = f"/run/xuni/console-{what.container[:16]}"
-        os.makedirs("/run/xuni", mode=0o711, exist_ok=True)
+        place = f"{where.run_directory()}/console-{what.container[:16]}"
         listening = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(place)

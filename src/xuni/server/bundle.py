@@ -56,6 +56,8 @@ class Given:
     shared: tuple[str, ...] = ()  # of the host's, for --ipc host
     groups: bool = True  # control groups can be made
     accounts_swap: bool = True
+    several_ids: bool = True  # more than one user is mapped
+    sysfs: bool = True  # may be mounted: the network namespace is the container's, or ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +212,9 @@ def mounts(request: Request, files: dict[str, str], given: Given) -> list[dict[s
         {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", sizes]},
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
-         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, *reading]},
+         "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if given.several_ids else [])]},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*quiet, *reading]} if given.sysfs else
+        {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind", "rslave", *quiet, *reading]},
         {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*quiet, *reading]},
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": quiet},
         {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": [*quiet, "mode=1777", shm]},

@@ -24,7 +24,7 @@ from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
-from xuni.server import ContainerError, attend, bundle, names, network, runtime, system
+from xuni.server import ContainerError, attend, bundle, names, network, rootless, runtime, system, where
 from xuni.server.bundle import Identity
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
@@ -38,7 +38,7 @@ def run(request: Request, claimed: Callable[[str], None] = lambda container: Non
 
     Raises ContainerError, ImageError; nothing is left behind then.
     """
-    _need_root()
+    rootless.enter()
     record = create(request)
     try:
         claimed(record.id)
@@ -51,6 +51,8 @@ def run(request: Request, claimed: Callable[[str], None] = lambda container: Non
 
 def create(request: Request) -> Record:
     """Everything up to the process: the name, the root, the bundle."""
+    if where.rootless():
+        _check_rootless(request)
     store, containers = Store(), Containers()
     image = store.find(request.image)
     command = bundle.arguments(request, image.config)
@@ -75,9 +77,19 @@ def create(request: Request) -> Record:
     return record
 
 
+def _check_rootless(request: Request) -> None:
+    """Raises ContainerError for what takes the host's root."""
+    if request.network == "bridge":
+        raise ContainerError("--network bridge makes interfaces and rules of the host, which takes root; "
+                             "without it there are --network none and --network host")  # fmt: skip
+    if request.userns == "auto":
+        raise ContainerError("--userns auto mounts layers with an id map, which takes root; without it, a container is in the "
+                             "user namespace of all of yours, which --userns host names")  # fmt: skip
+
+
 def prepare(request: Request) -> Record:
     """`create`: what `start` begins later."""
-    _need_root()
+    rootless.enter()
     record = create(replace(request, detach=True))
     rootfs.unmount(Containers().place(record.id))
     return record
@@ -139,7 +151,8 @@ def _given(request: Request, joined: dict[str, str]) -> bundle.Given:
     return bundle.Given(tuple(host.devices(request)), {each.device: host.disk(each.device) for each in request.rates},
                         host.init() if request.init else "", profile, joined,
                         tuple(each for each in ("/dev/shm", "/dev/mqueue") if os.path.isdir(each)),
-                        accounts_swap=_accounts_swap())  # fmt: skip
+                        accounts_swap=_accounts_swap(), several_ids=not where.rootless() or not rootless.single(),
+                        sysfs=not where.rootless() or request.network != "host")  # fmt: skip
 
 
 def _joined(request: Request) -> dict[str, str]:
@@ -159,7 +172,7 @@ def _accounts_swap() -> bool:
 def start(wanted: str, *, attached: bool = False, interactive: bool = False) -> tuple[Record, int]:
     """A container that was created, or once more one that has ended: it keeps what it wrote. Attached, until it ends, with its
     exit status. Raises ContainerError."""
-    _need_root()
+    rootless.enter()
     record = Containers().find(wanted)
     if record.status == "running":
         return record, attach(wanted, interactive=interactive) if attached else 0
@@ -378,7 +391,7 @@ def wait(wanted: str) -> int:
 
 def door(record: Record) -> str:
     """Where its attendant listens for visitors. Short: a socket's name has at most 107 bytes."""
-    return f"/run/xuni/door-{record.id[:16]}"
+    return f"{where.run_directory()}/door-{record.id[:16]}"
 
 
 def attach(wanted: str, *, interactive: bool = True, proxy: bool = True) -> int:
@@ -404,6 +417,7 @@ def attach(wanted: str, *, interactive: bool = True, proxy: bool = True) -> int:
 
 def pause(wanted: str) -> Record:
     record = _running(wanted)
+    measured(record)
     _runtime(record, "pause", record.id)
     return record
 
@@ -423,9 +437,35 @@ def group(record: Record) -> Group:
     return cgroup.place(f"/xuni/{record.id}", record.id, rootless=False)
 
 
+def measured(record: Record, *, must: bool = True) -> bool:
+    """Whether somebody counts what it uses. Raises ContainerError if it `must`."""
+    if any(os.path.isdir(each) for each in group(record).paths.values()):
+        return True
+    if must:
+        raise ContainerError(f"container {record.name} has no control groups, which count what it uses: it was made by a user "
+                             "who may make none", 1)  # fmt: skip
+    return False
+
+
+def processes(wanted: str) -> list[int]:
+    """Of a container that runs, by their numbers here: those in its control groups, or in its PID namespace."""
+    record = _running(wanted)
+    found = group(record).processes()
+    if found:
+        return found
+    namespace = os.readlink(f"/proc/{record.pid}/ns/pid")
+    for each in os.listdir("/proc"):
+        if each.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{each}/ns/pid") == namespace:
+                    found.append(int(each))
+    return sorted(found)
+
+
 def remove(wanted: str, *, force: bool = False, volumes: bool = False) -> Record:
     """Forget a container, and all that it wrote; with `volumes`, those of its volumes that have no name. Raises ContainerError
     if it runs, unless forced."""
+    rootless.enter()
     containers = Containers()
     record = containers.find(wanted)
     if record.status == "running":
@@ -454,6 +494,7 @@ def execute(wanted: str, command: Sequence[str], *, tty: bool = False, interacti
             env: Sequence[str] = (), workdir: str = "", user: str = "") -> int:  # fmt: skip
     """One more process in a container that runs; its exit status. Our standard streams are its."""
     record = _running(wanted)
+    rootless.enter()
     if paused(record):
         raise ContainerError(f"container {record.name} is paused; `xuni unpause {record.name}` lets it go on", 1)
     options = ["--tty"] if tty else []
@@ -485,12 +526,8 @@ def _running(wanted: str) -> Record:
 
 
 def _runtime(record: Record, *arguments: str) -> None:
+    rootless.enter()
     runtime.find(record.runtime).call(*arguments)
-
-
-def _need_root() -> None:
-    if os.geteuid() != 0:
-        raise ContainerError("`xuni run` mounts roots and makes networks, which takes root; `xuni oci run` runs a bundle without")
 
 
 # ---- who the process is

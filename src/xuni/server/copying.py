@@ -17,7 +17,7 @@ from xuni.image import ImageError, pack, rootfs
 from xuni.image.compression import TarStream
 from xuni.image.content import Store
 from xuni.image.extract import Extractor
-from xuni.server import ContainerError
+from xuni.server import ContainerError, rootless
 from xuni.server.kept import Containers, Record
 from xuni.server.system import IDS, owner
 
@@ -27,6 +27,7 @@ NOBODY: Final = 65_534  # who owns what nobody in the container can be
 @contextmanager
 def root(record: Record) -> Iterator[int]:
     """A descriptor of its root directory: what its process sees, or what is left of it once it has ended."""
+    rootless.enter()
     place = Containers().place(record.id)
     mounted = False
     path = Path(f"/proc/{record.pid}/root") if record.status == "running" else place / "rootfs"

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from xuni.server import ContainerError, links
+from xuni.server import ContainerError, links, where
 from xuni.server.request import Port
 
 BRIDGE: Final = "xuni0"
 TABLE: Final = "xuni"
 NETWORKS: Final = ("10.120.0.0/16", "172.29.0.0/16", "192.168.219.0/24")
-STATE: Final = Path("/run/xuni")
 FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -37,9 +36,8 @@ class Place:
 @contextmanager
 def _state() -> Iterator[dict[str, Any]]:
     """{"network", "forward", "addresses": {container: …}, "ports": {container: […]}}, held alone and written back."""
-    STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
     kept = _kept()
-    with open(STATE / "network.lock", "w") as lock:
+    with open(f"{where.run_directory()}/network.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             state: dict[str, Any] = json.loads(kept.read_bytes())
@@ -56,7 +54,7 @@ def _state() -> Iterator[dict[str, Any]]:
 
 def _kept() -> Path:
     """One file for each network namespace that has a bridge of ours."""
-    return STATE / f"network-{os.stat('/proc/self/ns/net').st_ino}.json"
+    return Path(where.run_directory(), f"network-{os.stat('/proc/self/ns/net').st_ino}.json")
 
 
 def _tool(*command: str, text: str = "") -> str:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from xuni.server import ContainerError
+from xuni.server import ContainerError, where
 
 NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}\Z")
 NETWORKS: Final = ("bridge", "none", "host")
@@ -80,7 +80,7 @@ class Request:
     cpu_shares: int = 0
     cpuset: str = ""
     pids: int = 0
-    network: str = "bridge"
+    network: str = ""  # bridge, or without root none
     ports: tuple[Port, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -117,6 +117,8 @@ class Request:
     stop_timeout: float = 10
 
     def __post_init__(self) -> None:
+        if not self.network:
+            object.__setattr__(self, "network", "none" if where.rootless() else "bridge")
         if self.name and not NAME.match(self.name):
             raise ContainerError(f"--name {self.name!r}: letters, digits and _ . - belong there, a letter or digit first")
         if self.network not in NETWORKS and not self.network.startswith("container:"):

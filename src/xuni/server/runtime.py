@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Final
 
 import xuni
-from xuni.server import ContainerError
+from xuni.server import ContainerError, where
 
-STATE: Final = "/run/xuni/containers"
 START: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from xuni.cli.oci import main; main()"
 
 
@@ -148,7 +147,7 @@ def said(errors: bytes) -> str:
 
 def find(name: str) -> Runtime:
     """ "xuni", the name of a program, or its path. Raises ContainerError."""
-    root = f"{STATE}/{os.path.basename(name)}"
+    root = f"{where.run_directory()}/containers/{os.path.basename(name)}"
     if name == "xuni":
         source = str(Path(xuni.__file__).parent.parent)
         # -S and -I: nothing of the user's is imported, and the site packages take longer than the container.

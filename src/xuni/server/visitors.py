@@ -40,7 +40,6 @@ class Visitors:
     """The attendant's end. `meet` says who takes input and sizes; `tell` gives output to everybody."""
 
     def __init__(self, path: str) -> None:
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         self._path = path

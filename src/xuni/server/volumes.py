@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image.content import default_root
-from xuni.server import ContainerError
+from xuni.server import ContainerError, rootless
 from xuni.server.kept import Containers, now
 from xuni.server.request import NAME, Request
 
@@ -103,6 +103,7 @@ class Volumes:
 
     def remove(self, name: str) -> None:
         """With all that is in it. Raises ContainerError if a container has it."""
+        rootless.enter()
         with self.lock():
             self.find(name)
             users = self.users().get(name)
