@@ -26,14 +26,13 @@ if TYPE_CHECKING:
 
 # What `create` and `run` import, each after what it imports itself, so that none has to be found. The order is for speed.
 START: Final = (
-    "xuni", "xuni.cli", "xuni.cli.oci", "xuni.host", "xuni.host.linux", "xuni.host.linux.system",
-    "xuni.host.linux.calls", "xuni.host.linux.kernel",
-    "xuni.host.linux.trampoline", "xuni.container", "xuni.container.record", "xuni.container.json", "xuni.container.spec",
-    "xuni.container.step", "xuni.container.rooted", "xuni.container.devices", "xuni.container.namespaces",
-    "xuni.container.mounts", "xuni.container.process", "xuni.container.plan", "xuni.container.state", "xuni.container.bundle",
-    "xuni.container.existing", "xuni.container.talk", "xuni.container.life", "xuni.container.foreground",
-    "xuni.container.check", "xuni.container.cgroup", "xuni.container.cgroup.files", "xuni.container.cgroup.hierarchy",
-    "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback",
+    "xuni", "xuni.cli", "xuni.host", "xuni.host.linux", "xuni.host.linux.system", "xuni.cli.oci", "xuni.host.linux.calls",
+    "xuni.host.linux.kernel", "xuni.host.linux.trampoline", "xuni.container", "xuni.container.record", "xuni.container.json",
+    "xuni.container.spec", "xuni.container.step", "xuni.container.rooted", "xuni.container.devices",
+    "xuni.container.namespaces", "xuni.container.mounts", "xuni.container.process", "xuni.container.plan",
+    "xuni.container.state", "xuni.container.bundle", "xuni.container.existing", "xuni.container.talk", "xuni.container.life",
+    "xuni.container.foreground", "xuni.container.check", "xuni.container.cgroup", "xuni.container.cgroup.files",
+    "xuni.container.cgroup.hierarchy", "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback",
 )  # fmt: skip
 # What they may import besides (limits while init is at work, so that nobody waits for it), and other commands do.
 LATER: Final = (
