@@ -184,7 +184,7 @@ def execute(container: Container, command: Wishes, wishes: ExecWishes, *, detach
     apply(steps.prepare, run)
     run.pid = kept.pid
     run.pidfd = run.kernel.pidfd_open(kept.pid)
-    talk = Talk()
+    talk = Talk(rootless=not host.root)
     if run.group and not wishes.cgroup:
         run.entrances = run.group.entrances()
         run.birthplace = run.group.clone_target()

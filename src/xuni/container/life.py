@@ -81,7 +81,7 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         if wait:
             run.files["start"] = home.listen()
         apply(steps.prepare, run)
-        talk = Talk()
+        talk = Talk(rootless=not host.root)
         pid = _clone(steps, run, talk)
         if pid == 0:
             _init(steps, run, talk, kept)

@@ -381,7 +381,11 @@ class CgroupView(Step):
     source: str = ""
 
     def apply(self, run: Run) -> None:
-        assert run.group is not None
+        if run.group is None:  # --cgroup-manager disabled: it stays where the runtime is
+            tree = run.kernel.open_tree(k.AT_FDCWD, "/sys/fs/cgroup", recursive=True)
+            options = Options(recursive_set=self.options.set, propagation=self.options.propagation)
+            attach(run, tree, self.target, options, directory=True)
+            return
         found = run.group.hierarchies()
         alone = [each for each in found if each.v2 and not each.name]
         if alone:

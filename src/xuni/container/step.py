@@ -96,9 +96,9 @@ class Run:
         self.files.clear()
         self.entrances, self.birthplace = [], -1
 
-    def take(self, what: str, descriptor: int) -> None:
-        """In the runtime: what init hands over."""
-        taken = self.kernel.pidfd_getfd(self.pidfd, descriptor)
+    def take(self, what: str, descriptor: int, ours: bool) -> None:
+        """In the runtime: what init hands over, by its number there, or sent and ours already."""
+        taken = descriptor if ours else self.kernel.pidfd_getfd(self.pidfd, descriptor)
         if what == "terminal":
             self.console = taken
             return

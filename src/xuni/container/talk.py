@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+def _sockets() -> tuple[int, int]:
+    import _socket
+
+    import xuni.container.terminal  # noqa: F401 - which sends what init hands over, once there is nothing to import it from
+
+    one, other = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    return one.detach(), other.detach()
+
+
 class InitFailed(Exception):
     """Init went away without a word."""
 
@@ -21,8 +30,10 @@ class InitFailed(Exception):
 class Talk:
     """One side's end. Made before the clone; each side then says which it is."""
 
-    def __init__(self) -> None:
-        self._up = os.pipe()  # init to runtime
+    def __init__(self, *, rootless: bool = False) -> None:
+        # Root takes descriptors from init by pidfd_getfd(2). Init is closed to everybody else, who is sent them.
+        self._sends = rootless
+        self._up = _sockets() if rootless else os.pipe()  # init to runtime
         self._down = os.pipe()
         self.into = self.out = -1
 
@@ -52,10 +63,14 @@ class Talk:
     def hand_over(self, what: str, descriptor: int) -> None:
         """In init: the runtime takes a copy of the descriptor, and says so."""
         self.tell(b"f%s %d\n" % (what.encode(), descriptor))
+        if self._sends:
+            from xuni.container.terminal import send_descriptor
+
+            send_descriptor(self.out, b"d", descriptor)
         if os.read(self.into, 1) != b"k":
             os._exit(1)  # the runtime is gone, or has told already what is wrong
 
-    def expect(self, word: bytes, take: Callable[[str, int], None] | None = None) -> None:
+    def expect(self, word: bytes, take: Callable[[str, int, bool], None] | None = None) -> None:
         """`take` is given what is handed over meanwhile. Raises StepFailed with what the other side says instead."""
         while (heard := os.read(self.into, 1)) != word:
             if heard != b"f" or take is None:
@@ -64,7 +79,12 @@ class Talk:
             while not line.endswith(b"\n"):
                 line += os.read(self.into, 1)
             what, _, descriptor = line.decode().rpartition(" ")
-            take(what, int(descriptor))
+            if self._sends:
+                from xuni.container.terminal import receive_descriptor
+
+                take(what, receive_descriptor(self.into), True)
+            else:
+                take(what, int(descriptor), False)
             self.tell(b"k")
 
     def expect_end(self) -> None:

@@ -48,6 +48,18 @@ def send_descriptor(socket: int, text: bytes, descriptor: int) -> None:
         over.detach()
 
 
+def receive_descriptor(socket: int) -> int:
+    """The other side of `send_descriptor` with one byte of text. Raises OSError if the sender is gone."""
+    over = _socket.socket(fileno=socket)
+    try:
+        _, sent, _, _ = over.recvmsg(1, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+    finally:
+        over.detach()
+    if not sent:
+        raise OSError(errno.EPIPE, "init is gone, which was to send a descriptor")
+    return int.from_bytes(sent[0][2][:4], "little")
+
+
 class ConnectConsole(Step):
     """Connect to whoever will attend the terminal (--console-socket)."""
 
