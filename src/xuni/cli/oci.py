@@ -258,7 +258,7 @@ def _wishes(options: dict[str, str], given: dict[str, str]) -> Wishes:
                   options.get("cgroup-manager") != "disabled", "trace" in options,
                   "debug" in options, options.get("log", ""),
                   (options.get("log-format") == "json") if options.get("log") else None,
-                  given.get("pidfd-socket", ""))  # fmt: skip
+                  given.get("pidfd-socket", ""), os.getenv("NOTIFY_SOCKET") or "")  # fmt: skip
 
 
 def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
@@ -271,7 +271,7 @@ def _create(options: dict[str, str], given: dict[str, str], arguments: list[str]
 def _start(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
     from xuni.container import existing, life
 
-    life.start(existing.open_made(_root(options), arguments[0], 10))
+    life.start(existing.open_made(_root(options), arguments[0], 10), os.getenv("NOTIFY_SOCKET") or "")
     return 0
 
 

@@ -28,6 +28,7 @@ class Wishes(Record):
     log: str = ""
     log_json: bool | None = None
     pidfd_socket: str = ""
+    notify: str = ""  # NOTIFY_SOCKET
 
 
 def load(wishes: Wishes) -> tuple[Spec, bytes]:

@@ -34,7 +34,11 @@ def run(container: str, wishes: Wishes, *, detach: bool, keep: bool) -> int:
             raise
     if detach:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, old)
+        if made.notify:
+            made.notify.wait(made.pid, made.pidfd)
         return 0
+    if made.notify:
+        made.notify.pass_on()
     status = _attend(made)
     if not keep:
         life.finish(made)

@@ -53,6 +53,10 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
     """
     spec, text = load(wishes)
     home = Home(wishes.root, container)
+    if wishes.notify:
+        from xuni.container import notify
+
+        spec = notify.with_socket(spec, home, wishes.notify)
     host = Host(os.geteuid() == 0, wishes.cgroups, wishes.no_pivot, wishes.no_new_keyring, wishes.console_socket,
                 wait or detach)
     run = Run(k.Linux(), spec, container, wishes.bundle)
@@ -78,6 +82,9 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
             refuse_used(run.group, container)  # before the state names them: what ends a container ends its groups
             kept = kept.replaced(cgroups=dict(run.group.paths))
         home.write(kept)
+        if wishes.notify:
+            notify.prepare(home)
+            run.notify = None if wait else notify.Notify(home, wishes.notify)
         if wait:
             run.files["start"] = home.listen()
         apply(steps.prepare, run)
@@ -174,11 +181,17 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
 # ---- start
 
 
-def start(container: Container) -> None:
-    """Let a created container's process begin. Raises SpecError with init's words if it cannot."""
+def start(container: Container, notify: str = "") -> None:
+    """Let a created container's process begin; with `notify`, a NOTIFY_SOCKET, return when it is ready. Raises SpecError with
+    init's words if it cannot."""
     status = container.status()
     if status != "created":
         raise SpecError(f"cannot start a container that is {status}: {container.kept.id}")
+    if notify:
+        from xuni.container.notify import Notify, prepared
+
+        told = Notify(container.home, notify) if prepared(container.home) else None
+        pidfd = k.Linux().pidfd_open(container.kept.pid)
     talk = Talk.starting(container.home.socket)
     os.unlink(container.home.socket)
     talk.expect_end()
@@ -189,6 +202,8 @@ def start(container: Container) -> None:
         except StepFailed:
             delete(container, force=True)
             raise
+    if notify and told:
+        told.wait(container.kept.pid, pidfd)
 
 
 def after(container: Container, spec: Spec, point: str) -> None:

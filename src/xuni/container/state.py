@@ -116,6 +116,10 @@ class Home:
                 os.unlink(f"{self.path}/{name}")
             except FileNotFoundError:
                 pass
+            except IsADirectoryError:
+                for each in os.listdir(f"{self.path}/{name}"):  # notify.py's
+                    os.unlink(f"{self.path}/{name}/{each}")
+                os.rmdir(f"{self.path}/{name}")
         try:
             os.rmdir(self.path)
         except FileNotFoundError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from xuni.container.cgroup import Group
     from xuni.container.spec import Spec
+    from xuni.container.notify import Notify
     from xuni.container.state import Home, State
     from xuni.container.talk import Talk
 
@@ -46,6 +47,7 @@ class Run:
         self.filter = b""  # the seccomp program
         self.cache = ""  # a directory for compiled ones
         self.talk: Talk | None = None  # in init
+        self.notify: Notify | None = None
         self.home: Home | None = None
         self.kept: State | None = None  # what the state file says, once the container is made
         self.preserved: list[int] = []  # descriptors that go on into the container
