@@ -315,7 +315,11 @@ def stop(wanted: str, patience: float | None = None) -> Record:
     image = _config_of(record)
     _signal(record, signal_number(record.request.stop_signal or image or "TERM"))
     if not wait_gone(record, record.request.stop_timeout if patience is None else patience):
-        kill(record.id, "KILL")
+        try:
+            kill(record.id, "KILL")
+        except ContainerError:
+            if not wait_gone(record, 2):  # else it has just ended by itself
+                raise
     return settle(record)
 
 
