@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 from xuni.container.cgroup import hierarchy
 from xuni.guest import catalogue
+from xuni.host.linux.kernel import Linux
 from xuni.image import archive
 from xuni.image.content import Store
 
@@ -118,6 +120,20 @@ def test_limits_are_in_force(say: Say) -> None:
     bomb = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done 2>&1; wait"
     done = say("run", "--rm", "--network", "none", "--pids-limit", "5", "busybox", "sh", "-c", bomb)
     assert "can't fork" in done.stdout + done.stderr
+
+
+def test_limits_of_ours(say: Say) -> None:
+    """Nothing is asked for that we may not give; what a user asks for beyond it is refused, with the rule."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    done = say("run", "--rm", "--network", "none", "busybox", "sh", "-c", "ulimit -Hn")
+    assert done.stdout.strip() in (str(hard), "unlimited"), done.stderr
+    show = "ulimit -n; ulimit -Hn"
+    done = say("run", "--rm", "--network", "none", "--ulimit", f"nofile=100:{hard - 1}", "busybox", "sh", "-c", show)
+    assert done.stdout.split() == ["100", str(hard - 1)], done.stderr
+    if hard == resource.RLIM_INFINITY or Linux().capget()[0] >> 24 & 1:
+        pytest.skip("this caller may set limits as it likes (CAP_SYS_RESOURCE, or no limit)")
+    done = say("run", "--rm", "--network", "none", "--ulimit", f"nofile={hard + 1}", "busybox", "true")
+    assert done.returncode not in (0, 1) and "CAP_SYS_RESOURCE" in done.stderr and f"hard={hard + 1}" in done.stderr, done.stderr
 
 
 def test_refusals(say: Say) -> None:
