@@ -313,13 +313,14 @@ def stop(wanted: str, patience: float | None = None) -> Record:
     if record.status != "running":
         return record
     image = _config_of(record)
-    _signal(record, signal_number(record.request.stop_signal or image or "TERM"))
-    if not wait_gone(record, record.request.stop_timeout if patience is None else patience):
-        try:
+    patience = record.request.stop_timeout if patience is None else patience
+    try:
+        _signal(record, signal_number(record.request.stop_signal or image or "TERM"))
+        if not wait_gone(record, patience):
             kill(record.id, "KILL")
-        except ContainerError:
-            if not wait_gone(record, 2):  # else it has just ended by itself
-                raise
+    except ContainerError:
+        if not wait_gone(record, 2):  # else it has just ended by itself
+            raise
     return settle(record)
 
 
