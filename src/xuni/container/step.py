@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from xuni.container.cgroup import Group
-    from xuni.container.spec import Spec
     from xuni.container.notify import Notify
+    from xuni.container.spec import Spec
     from xuni.container.state import Home, State
     from xuni.container.talk import Talk
 
