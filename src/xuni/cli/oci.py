@@ -241,7 +241,7 @@ def _command(options: dict[str, str], rest: list[str]) -> int:
 def _root(options: dict[str, str]) -> str:
     if options.get("root"):
         return os.path.abspath(options["root"])
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.access("/run", os.W_OK):  # the root of a user namespace may be nobody there
         return "/run/xuni-oci"
     return f"{os.getenv('XDG_RUNTIME_DIR') or f'/tmp/xuni-oci-{os.geteuid()}'}/xuni-oci"
 
