@@ -477,5 +477,6 @@ def _version() -> int:
     from xuni import __version__
     from xuni.container.state import VERSION
 
-    sys.stdout.write(f"xuni-oci version {__version__}\nspec: {VERSION}\n")
+    # The last line is crun's way of saying what it can do; of systemd, sd_notify(3) is all that we know.
+    sys.stdout.write(f"xuni-oci version {__version__}\nspec: {VERSION}\n+SECCOMP +EBPF +CAP +APPARMOR +SELINUX +SYSTEMD-NOTIFY\n")
     return 0
