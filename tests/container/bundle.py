@@ -47,6 +47,7 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path, self.root = path, path / "state"
+        self.options: tuple[str, ...] = ()  # before the command
         self.rootfs = path / "rootfs"
         for each in ("bin", "dev", "proc", "sys", "etc", "tmp"):
             (self.rootfs / each).mkdir(parents=True)
@@ -63,7 +64,7 @@ class Bundle:
         (self.path / "config.json").write_text(json.dumps(self.config))
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[str]:
-        command = [str(launcher()), "--root", str(self.root), *arguments]
+        command = [str(launcher()), "--root", str(self.root), *self.options, *arguments]
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, text=True, cwd=self.path, **(streams | more))
 

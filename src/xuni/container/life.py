@@ -155,12 +155,14 @@ def _init(steps: Plan, run: Run, talk: Talk, kept: State) -> NoReturn:
         talk.expect(b"a")
         apply(steps.enter, run)
         run.kernel.prctl(k.PR_SET_DUMPABLE, 0)  # nobody inside looks into us, nor at /proc/PID/exe (CVE-2019-5736)
+        run.kernel.prctl(k.PR_SET_PDEATHSIG, 9)  # a runtime that is killed leaves no init in the middle of a hook
         apply(steps.build, run)
         talk.tell(b"b")
         talk.expect(b"h")
         run.state = json.dumps(report(kept.replaced(pid=os.getpid()), "creating"))  # for hooks in here
         apply(steps.seal, run)
         apply(steps.become, run)
+        run.kernel.prctl(k.PR_SET_PDEATHSIG, 0)
         if "start" in run.files:
             run.close_log()  # whoever reads the runtime's standard error shall not wait for `start`
             run.wait_with(talk.into, talk.out, run.files["start"])

@@ -31,9 +31,13 @@ def test_a_hook_that_hangs_is_ended_with_all_it_started(bundle: Bundle, point: s
     assert not left_over(bundle)
 
 
-@pytest.mark.parametrize("point", ["createRuntime", "createContainer", "startContainer"])
-def test_a_hook_that_hangs_without_a_timeout_can_be_ended(bundle: Bundle, point: str) -> None:
-    """`delete --force` from elsewhere, or SIGKILL to the runtime: the hook goes too."""
+@pytest.mark.parametrize(("point", "groups"), [("createRuntime", True), ("createContainer", True), ("startContainer", True),
+                                               ("createContainer", False)])  # fmt: skip
+def test_a_hook_that_hangs_without_a_timeout_can_be_ended(bundle: Bundle, point: str, groups: bool) -> None:
+    """`delete --force` from elsewhere, or SIGKILL to the runtime: the hook goes too, even where no control group has it."""
+    if not groups:
+        bundle.options = ("--cgroup-manager", "disabled")
+        bundle.config["mounts"] = [each for each in bundle.config["mounts"] if each["type"] != "cgroup"]
     bundle.config["process"]["args"] = ["/bin/true"]
     hook(bundle, point, "exec sleep 60")(bundle.config)
     bundle.write()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import time
@@ -103,6 +104,25 @@ def test_a_killed_runtime_leaves_nothing_that_delete_cannot_remove(bundle: Bundl
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_runtime_killed_a_hundred_times(bundle: Bundle, kind: Callable[..., None]) -> None:
     killed_runtime(bundle, kind, 100, 2)
+
+
+def test_a_killed_exec_leaves_no_process(bundle: Bundle) -> None:
+    """Whoever was on the way into the container gives up."""
+    chance, container = random.Random(3), name(bundle)
+    bundle.config["process"]["args"] = ["/bin/sleep", "100"]
+    bundle.write()
+    bundle.call("run", "--detach", container, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    assert bundle.call("exec", container, "/bin/true").returncode == 0
+    length = time.monotonic() - began
+    for _ in range(8):
+        command = bundle.start("exec", container, "/bin/sleep", "0.02")
+        killed_after(command, chance.uniform(0, length))
+        command.communicate(timeout=10)
+    deadline = time.monotonic() + 5
+    while len(left := json.loads(bundle.call("ps", "--format", "json", container).stdout)) > 1:
+        assert time.monotonic() < deadline, left
+    assert json.loads(bundle.call("state", container).stdout)["status"] == "running"
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "nothing", "other"])
