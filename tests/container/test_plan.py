@@ -101,7 +101,7 @@ def test_mount_options(options: tuple[str, ...], expected: Options) -> None:
         ({"linux.sysctl": {"net.ipv4.ip_forward": "1"}, "hostname": "",
           "linux.namespaces": [{"type": "network", "path": "/proc/self/ns/net"}]},
          "net.ipv4.ip_forward is not allowed in the host's network namespace"),
-        ({"hostname": "x", "linux.sysctl": {"kernel.hostname": "y"}}, "'x' and linux.sysctl's kernel.hostname, 'y', contradict"),
+        ({"linux.sysctl": {"kernel.hostname": "x"}}, "kernel.hostname is what the property hostname sets"),
         ({"linux.intelRdt": {"closID": "x"}}, "linux.intelRdt is not supported"),
         ({"process.rlimits": [{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]}, "the soft limit 2 exceeds the hard one, 1"),
         ({"hooks": {"prestart": [{"path": "relative"}]}}, "hooks.prestart[0].path: 'relative' is not an absolute path"),

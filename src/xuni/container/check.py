@@ -129,10 +129,9 @@ def _linux(spec: Spec, linux: Linux) -> None:
         raise SpecError("hostname: unable to set hostname without a private UTS namespace (add it to linux.namespaces)")
     if spec.domainname and "uts" not in seen:
         raise SpecError("domainname: unable to set domainname without a private UTS namespace (add it to linux.namespaces)")
-    for name, own in (("hostname", spec.hostname), ("domainname", spec.domainname)):
-        named = (linux.sysctl or {}).get(f"kernel.{name}")
-        if own and named is not None and named != own:
-            raise SpecError(f"{name}: {own!r} and linux.sysctl's kernel.{name}, {named!r}, contradict each other")
+    named = (linux.sysctl or {}).get("kernel.domainname")
+    if spec.domainname and named is not None and named != spec.domainname:
+        raise SpecError(f"domainname: {spec.domainname!r} and linux.sysctl's kernel.domainname, {named!r}, contradict each other")
     if linux.timeOffsets and seen.get("time") != "":
         raise SpecError("linux.timeOffsets: time namespace offsets need a new time namespace in linux.namespaces")
     for clock in linux.timeOffsets or {}:
@@ -173,8 +172,10 @@ def _sysctl(linux: Linux, namespaces: dict[str, str]) -> None:
             wanted = "ipc"
         elif name.startswith("net."):
             wanted = "network"
-        elif name in ("kernel.domainname", "kernel.hostname"):
+        elif name == "kernel.domainname":
             wanted = "uts"
+        elif name == "kernel.hostname":
+            raise SpecError("linux.sysctl: kernel.hostname is what the property hostname sets; use that")
         elif name.startswith("user."):
             wanted = "user"
         else:
