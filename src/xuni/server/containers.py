@@ -24,7 +24,7 @@ from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
-from xuni.server import ContainerError, attend, bundle, names, network, rootless, runtime, system, where
+from xuni.server import ContainerError, attend, bundle, network, rootless, runtime, system, where
 from xuni.server.bundle import Identity
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
@@ -123,7 +123,7 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
                 (place / name).write_bytes((other / name).read_bytes())
         files |= {"/etc/resolv.conf": "resolv.conf"} if (other / "resolv.conf").exists() else {}
     elif request.network != "none":
-        servers = (names.ADDRESS,) if request.network == "bridge" else request.dns or network.host_servers()
+        servers = (network.NAME_SERVER,) if request.network == "bridge" else request.dns or network.host_servers()
         (place / "resolv.conf").write_text(network.resolv_conf(servers, request.dns_search, request.dns_options))
         files["/etc/resolv.conf"] = "resolv.conf"
     if request.system:
@@ -247,10 +247,12 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
         with open(place / "hosts", "a") as hosts:
             hosts.write(f"{there.address}\t{request.hostname or record.id[:12]}\n"
                         f"{there.gateway}\thost.docker.internal host.containers.internal\n")  # fmt: skip
+        from xuni.server.names import Resolver
+
         try:
-            return names.Resolver(pid, network.names(), request.dns or network.host_servers())
+            return Resolver(pid, network.names(), request.dns or network.host_servers())
         except OSError as error:
-            raise ContainerError(f"no name server can be made at {names.ADDRESS} in the container: {error.strerror}") from None
+            raise ContainerError(f"the container cannot have a name server at {network.NAME_SERVER}: {error.strerror}") from None
 
     def started(pid: int) -> None:
         nonlocal record

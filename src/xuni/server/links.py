@@ -9,11 +9,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from xuni.container.netdev import CREATE, EXCL, IFA_ADDRESS, IFA_LOCAL, IFF_UP, IFLA_IFNAME, NEWADDR, NEWLINK, Netlink, attribute
 from xuni.host.linux.kernel import CLONE_NEWNET, Linux
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 DELLINK, NEWROUTE = 17, 24
 IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 10, 18, 28
@@ -99,6 +101,8 @@ def join(bridge: str, name: str, pid: int, address: IPv4Interface, gateway: IPv4
 
 def routes() -> list[IPv4Network]:
     """The networks that this host has routes to, but for the default ones."""
+    from ipaddress import IPv4Network
+
     with open("/proc/self/net/route") as file:
         rows = [line.split() for line in file.readlines()[1:]]
     found = []

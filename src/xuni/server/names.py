@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from xuni.server import links
+from xuni.server.network import NAME_SERVER as ADDRESS
 
-ADDRESS: Final = "127.0.0.11"
 PORT: Final = 53
 MOST_WAITING: Final = 64  # questions
 MOST_CONNECTIONS: Final = 16

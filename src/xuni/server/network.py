@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from xuni.server import ContainerError, links, where
+from xuni.server import ContainerError, where
 from xuni.server.request import Port
 
 BRIDGE: Final = "xuni0"
 TABLE: Final = "xuni"
 NETWORKS: Final = ("10.120.0.0/16", "172.29.0.0/16", "192.168.219.0/24")
+NAME_SERVER: Final = "127.0.0.11"  # in the container's own loopback, as docker has it: names.py
 FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -76,9 +77,13 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
     nothing left behind."""
     from ipaddress import IPv4Interface, IPv4Network
 
+    from xuni.server import links
+
     with _state() as state:
+        if not links.index(BRIDGE):
+            state.clear()  # what is noted is of another network namespace that had this number, or of before an accident
         _check_ports(state, ports)
-        if "network" not in state or not links.index(BRIDGE):
+        if "network" not in state:
             try:
                 _up(state)
             except BaseException:
@@ -142,6 +147,8 @@ def _veth(container: str) -> str:
 
 
 def _forget(state: dict[str, Any], container: str) -> None:
+    from xuni.server import links
+
     state["addresses"].pop(container, None)
     state.get("names", {}).pop(container, None)
     published = state["ports"].pop(container, None)
@@ -157,6 +164,8 @@ def _forget(state: dict[str, Any], container: str) -> None:
 def _down(state: dict[str, Any]) -> None:
     import subprocess
 
+    from xuni.server import links
+
     nft = None
     with contextlib.suppress(FileNotFoundError):
         nft = subprocess.Popen(("nft", "delete", "table", "ip", TABLE), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -171,6 +180,8 @@ def _down(state: dict[str, Any]) -> None:
 
 def _up(state: dict[str, Any]) -> None:
     from ipaddress import IPv4Interface, IPv4Network
+
+    from xuni.server import links
 
     used = links.routes()
     network = next((each for each in map(IPv4Network, NETWORKS) if not any(each.overlaps(other) for other in used)), None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import pwd
 from collections.abc import Iterator
 from typing import Final
 
@@ -140,6 +139,8 @@ def _find(program: str) -> str:
 
 
 def _name(uid: int) -> str:
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
