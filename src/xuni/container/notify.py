@@ -10,14 +10,13 @@ from __future__ import annotations
 import _socket
 import select
 
-from xuni.container.spec import Mount
+from xuni.container.spec import Mount, Process, Spec
 from xuni.host.linux import system as os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from xuni.container.spec import Spec
     from xuni.container.state import Home
 
 MOST: Final = 4096  # bytes of a message
@@ -34,8 +33,8 @@ def with_socket(spec: Spec, home: Home, host: str) -> Spec:
     inside = host if host.startswith("/") else "/run/notify"  # "@…" is not in any file system
     mount = Mount(inside, "bind", f"{home.path}/notify", ("bind", "nosuid", "noexec", "nodev", "ro"))
     env = [each for each in spec.process.env if not each.startswith("NOTIFY_SOCKET=")]
-    process = spec.process.replaced(env=(*env, f"NOTIFY_SOCKET={inside}/notify"))
-    return spec.replaced(process=process, mounts=(*spec.mounts, mount))
+    process = Process(**{**vars(spec.process), "env": (*env, f"NOTIFY_SOCKET={inside}/notify")})
+    return Spec(**{**vars(spec), "process": process, "mounts": (*spec.mounts, mount)})
 
 
 def prepare(home: Home) -> None:
