@@ -99,6 +99,22 @@ def test_the_working_directory_may_be_out_of_the_users_reach_or_of_roots(bundle:
     assert done.returncode == 0 and done.stdout == "/closed\n", done.stderr
 
 
+@pytest.mark.parametrize(("capabilities", "status"), [([], 1), (["CAP_DAC_OVERRIDE"], 0)])
+def test_capabilities_count_for_who_may_execute_a_file(bundle: Bundle, capabilities: list[str], status: int) -> None:
+    (bundle.rootfs / "own").mkdir()
+    (bundle.rootfs / "own/busybox").write_bytes((bundle.rootfs / "bin/busybox").read_bytes())
+    (bundle.rootfs / "own/busybox").chmod(0o744)
+
+    def change(config: dict[str, Any]) -> None:
+        config["process"]["user"] = {"uid": 7, "gid": 7}
+        config["process"]["capabilities"] = dict.fromkeys(
+            ("bounding", "effective", "inheritable", "permitted", "ambient"), capabilities
+        )
+
+    done = bundle.run("/own/busybox", "true", change=change)
+    assert done.returncode == status, done.stderr
+
+
 def test_a_hook_in_the_container_is_under_its_filter(bundle: Bundle) -> None:
     def change(config: dict[str, Any]) -> None:
         rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL"}
