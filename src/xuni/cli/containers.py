@@ -42,6 +42,19 @@ def told() -> Iterator[None]:
         raise Failed(str(error), 125) from None
 
 
+def ended_by_hand(function: Callable[..., None]) -> Callable[..., None]:
+    """What goes on until Ctrl-C says nothing of it."""
+
+    @wraps(function)
+    def going_on(*arguments: Any, **named: Any) -> None:
+        try:
+            function(*arguments, **named)
+        except KeyboardInterrupt:
+            click.get_current_context().exit(130)
+
+    return going_on
+
+
 def verb(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def telling(*arguments: Any, **named: Any) -> None:
@@ -152,6 +165,7 @@ def exec_(container: str, command: tuple[str, ...], **same: Any) -> None:
 @click.option("-t", "--timestamps", is_flag=True, help="When each line came.")
 @click.argument("container")
 @verb
+@ended_by_hand
 def logs(container: str, follow: bool, tail: int, timestamps: bool) -> None:
     """Print what a container has said.
 
@@ -364,6 +378,7 @@ def _as_json(record: Record) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, once.")
 @click.argument("containers", nargs=-1, metavar="[CONTAINER...]")
 @verb
+@ended_by_hand
 def stats(containers: tuple[str, ...], no_stream: bool, as_json: bool) -> None:
     """Show what containers use, every second; all that run if none is named.
 

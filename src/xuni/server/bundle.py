@@ -54,7 +54,7 @@ class Given:
     profile: dict[str, Any] | None = None  # of seccomp
     joined: Mapping[str, str] = field(default_factory=dict)  # other containers' namespaces: their paths, by type
     shared: tuple[str, ...] = ()  # of the host's, for --ipc host
-    groups: bool = True  # control groups can be made
+    group: str = ""  # of the control groups; else /xuni and its id
     accounts_swap: bool = True
     several_ids: bool = True  # more than one user is mapped
     sysfs: bool = True  # may be mounted: the network namespace is the container's, or ours
@@ -152,8 +152,7 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
     hostname = request.hostname or container[:12]
     caps = capabilities(request)
     linux: dict[str, Any] = {"namespaces": namespaces(request, given)}
-    if given.groups:
-        linux |= {"cgroupsPath": f"/xuni/{container}", "resources": resources(request, given)}
+    linux |= {"cgroupsPath": given.group or f"/xuni/{container}", "resources": resources(request, given)}
     if not request.privileged:
         linux |= {"maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY)}
         if given.profile is not None:

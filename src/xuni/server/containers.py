@@ -137,12 +137,13 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
     if owner:
         for name in files.values():
             os.chown(place / name, owner, owner)
-    wanted = bundle.config(request, image.config, identity, record.id, str(root.path),
-                           {target: str(place / name) for target, name in files.items()}, _given(request, beside))  # fmt: skip
+    bound = {target: str(place / name) for target, name in files.items()}
+    given = _given(request, record.id, beside)
+    wanted = bundle.config(request, image.config, identity, record.id, str(root.path), bound, given)
     (place / "config.json").write_text(json.dumps(wanted))
 
 
-def _given(request: Request, joined: dict[str, str]) -> bundle.Given:
+def _given(request: Request, container: str, joined: dict[str, str]) -> bundle.Given:
     from xuni.server import host
 
     profile = None
@@ -151,6 +152,7 @@ def _given(request: Request, joined: dict[str, str]) -> bundle.Given:
     return bundle.Given(tuple(host.devices(request)), {each.device: host.disk(each.device) for each in request.rates},
                         host.init() if request.init else "", profile, joined,
                         tuple(each for each in ("/dev/shm", "/dev/mqueue") if os.path.isdir(each)),
+                        f"xuni-{container}" if where.rootless() else "",  # relative: beside the group that we were given
                         accounts_swap=_accounts_swap(), several_ids=not where.rootless() or not rootless.single(),
                         sysfs=not where.rootless() or request.network != "host")  # fmt: skip
 
@@ -441,6 +443,12 @@ def paused(record: Record) -> bool:
 
 def group(record: Record) -> Group:
     """Its control groups."""
+    if where.rootless():
+        state = Path(runtime.find("xuni").root, record.id, "state.json")
+        try:
+            return cgroup.reopen(dict(json.loads(state.read_bytes())["cgroups"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return cgroup.reopen({})
     return cgroup.place(f"/xuni/{record.id}", record.id, rootless=False)
 
 
