@@ -52,6 +52,16 @@ def inside(group: Group, program: str, *arguments: str) -> subprocess.Popen[byte
     return subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, preexec_fn=lambda: group.join(os.getpid()))
 
 
+@contextlib.contextmanager
+def ended(group: Group) -> Iterator[None]:
+    """What goes wrong inside does not wait for processes of the group."""
+    try:
+        yield
+    except BaseException:
+        group.kill(signal.SIGKILL)
+        raise
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -268,6 +278,31 @@ def everything_below_is_removed(group: Group) -> None:
     assert not any(os.path.exists(directory) for directory in group.paths.values())
 
 
+def what_a_container_makes_below_is_found_and_removed(group: Group) -> None:
+    """Deep, by names that no path could hold all of, with a process in the deepest that is frozen there."""
+    deep = [key for key in ("freezer", "pids", "") if key in group.paths]
+    with inside(group, "while True: pass") as program, ended(group):
+        for key in deep:
+            here = os.open(group.paths[key], os.O_RDONLY)
+            for level in range(70):
+                name = f"{level:0200}"
+                os.mkdir(name, dir_fd=here)
+                there = os.open(name, os.O_RDONLY, dir_fd=here)
+                os.close(here)
+                here = there
+            write(f"/proc/self/fd/{here}", "cgroup.procs", program.pid)
+            for file, state in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+                with contextlib.suppress(OSError):
+                    write(f"/proc/self/fd/{here}", file, state)
+            os.close(here)
+        assert group.processes() == [program.pid], group.processes()
+        assert reopen(dict(group.paths)).populated()
+        group.kill(signal.SIGKILL)
+        assert program.wait(10) == -signal.SIGKILL
+    group.delete()
+    assert not any(os.path.exists(directory) for directory in group.paths.values())
+
+
 # ---- what only the unified hierarchy does
 
 
@@ -331,6 +366,7 @@ def what_v2_lacks_is_refused(group: Group) -> None:
 BEHAVIOURS: tuple[Callable[[Group], None], ...] = (
     a_memory_hog_is_killed, limits_are_raised_and_lowered, a_quota_holds, a_fork_bomb_stops, devices_are_refused,
     freezing_freezes, input_and_output_are_throttled, huge_pages_are_counted, everything_below_is_removed,
+    what_a_container_makes_below_is_found_and_removed,
 )  # fmt: skip
 
 

@@ -78,6 +78,21 @@ def kill(group: Group, unified: str, signal: int) -> None:
     finally:
         if not was_frozen or signal == KILL:  # on v1 a frozen process does not even die
             group.thaw()
+        if signal == KILL and "freezer" in group.paths:
+            _thaw_below(group.paths["freezer"])
+
+
+def _thaw_below(directory: str) -> None:
+    """Groups that a container has made and frozen by itself."""
+    from xuni.container.cgroup.tree import walk
+
+    for here in walk(directory):
+        if here != directory:
+            try:
+                write(here, "freezer.state", "THAWED")
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
 
 
 def _chase(group: Group, signal: int) -> None:

@@ -9,18 +9,16 @@ from xuni.container.cgroup import Hierarchy, hierarchy
 from xuni.container.cgroup.files import read, read_or, write
 from xuni.container.record import SpecError
 from xuni.host.linux import system as os
-from xuni.host.linux.calls import CallError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from typing import Any, Final
 
     from xuni.container.cgroup.hierarchy import Mounted
     from xuni.container.spec import Resources
 
 PATIENCE: Final = 2.0  # seconds, for freezing and for processes that are about to be gone
-DEEPEST: Final = 64  # levels of sub-groups that we look into; the kernel itself stops somewhere, a container might not
 KILL: Final = 9
 
 
@@ -146,10 +144,12 @@ class HostGroup:
             _join(first, pid)
 
     def _of_first_process(self) -> str:
+        from xuni.container.cgroup.tree import walk
         from xuni.container.state import process
 
-        found = [(process(pid)[1], here) for here in _walk(self._unified) for pid in _processes(here)]
-        return min(found)[1] if found else ""
+        found = [(process(pid)[1], pid) for here in walk(self._unified) for pid in _processes(here)]
+        group = hierarchy.groups_of(min(found)[1]).get("", "") if found else ""
+        return next((each.directory(group) for each in self._mounts() if each.v2), "") if group else ""
 
     def clone_target(self) -> int:
         return os.open(self._unified, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) if self._unified else -1
@@ -163,8 +163,9 @@ class HostGroup:
             try:
                 os.rmdir(directory)  # most have nothing below
             except OSError:
-                for here in reversed(list(_walk(directory))):
-                    _remove(here, deadline)
+                from xuni.container.cgroup.tree import remove
+
+                remove(directory, deadline)
 
     # ---- limits
 
@@ -231,9 +232,11 @@ class HostGroup:
     # ---- processes
 
     def processes(self) -> list[int]:
+        from xuni.container.cgroup.tree import walk
+
         found: set[int] = set()
         for directory in self._directories:
-            for here in _walk(directory):
+            for here in walk(directory):
                 found.update(_processes(here))
         return sorted(found)
 
@@ -314,24 +317,6 @@ def _join(directory: str, pid: int) -> None:
             time.sleep(0.03)  # a process in the middle of its fork (TASK_NEW) can be moved a moment later
 
 
-def _walk(directory: str, depth: int = DEEPEST) -> Iterator[str]:
-    """The group and all below it, parents first. What goes away meanwhile is left out."""
-    yield directory
-    try:
-        with os.scandir(directory) as entries:
-            names = [each.name for each in entries if each.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return
-        raise
-    if names and not depth:
-        raise OSError(errno.ELOOP, f"more than {DEEPEST} levels of groups", directory)
-    for name in names:
-        yield from _walk(f"{directory}/{name}", depth - 1)
-
-
 def _processes(directory: str) -> list[int]:
     try:
         text = read(directory, "cgroup.procs")
@@ -345,23 +330,9 @@ def _processes(directory: str) -> list[int]:
 
 
 def _has_process(directory: str) -> bool:
-    return any(bool(_processes(here)) for here in _walk(directory))
+    from xuni.container.cgroup.tree import walk
 
-
-def _remove(directory: str, deadline: float) -> None:
-    pause = 0.001
-    while True:
-        try:
-            os.rmdir(directory)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                raise CallError(error.errno or 0, "rmdir", (directory,)) from None
-            time.sleep(pause)  # killed processes stay in their group until they are gone entirely
-            pause = min(pause * 2, 0.05)
-            continue
-        return
+    return any(bool(_processes(here)) for here in walk(directory))
 
 
 def _in_user_namespace() -> bool:
