@@ -48,7 +48,7 @@ def _encodable(path: str) -> None:
     try:
         path.encode()
     except UnicodeEncodeError:
-        raise SpecError(f"{ascii(path)}: the name is not UTF-8, and the state file could not keep it") from None
+        raise SpecError(f"{path!a}: the name is not UTF-8, and the state file could not keep it") from None
 
 
 def rootfs(spec: Spec, bundle: str) -> str:
