@@ -86,6 +86,8 @@ def test_the_path_stays_below_the_mount() -> None:
             assert directory.startswith(tuple(each.point for each in hierarchy.mounted()))
     with pytest.raises(SpecError, match="root group"):
         place("/..", "c", rootless=False)
+    with pytest.raises(SpecError, match="1500 levels"):
+        place("a/" * 1500, "c", rootless=False)
 
 
 def test_clear_errors(group: Group) -> None:

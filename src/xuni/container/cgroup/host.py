@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from xuni.container.spec import Resources
 
 PATIENCE: Final = 2.0  # seconds, for freezing and for processes that are about to be gone
+DEEPEST: Final = 64  # levels of a container's own group
 KILL: Final = 9
 
 
@@ -346,6 +347,8 @@ def place(cgroups_path: str, container: str, *, rootless: bool) -> HostGroup:
     inside = os.path.normpath("/" + (cgroups_path or container)).strip("/")  # `..` leads nowhere
     if not inside:
         raise SpecError(f"linux.cgroupsPath: {cgroups_path!r} is the root group, which cannot be a container's")
+    if inside.count("/") > DEEPEST:
+        raise SpecError(f"linux.cgroupsPath has {inside.count('/') + 1} levels; {DEEPEST} are deep enough")
     paths: dict[str, str] = {}
     rootless = rootless or _in_user_namespace()  # whose root is nobody special to the hierarchies
     for each in mounts:
