@@ -90,8 +90,9 @@ RULES: Final = (
     ("Sysctl", "write", e.EINVAL, "the value is out of the parameter's range"),
     ("PivotRoot", "pivot_root", e.EINVAL,
      "the root is on the initramfs, which cannot be unmounted, or its parent mount is shared; --no-pivot does without"),
-    ("LimitGroup", "write", e.EINVAL, "the value is out of this limit's range, or contradicts another one or that of a group above "
-     "(quota and period of the CPU are at least 1000 µs)"),
+    ("LimitGroup", "write", e.EINVAL,
+     "the value is out of this limit's range, or contradicts another one or that of a group above (quota and period of the CPU "
+     "are at least 1000 µs)"),
     ("LimitGroup", "write", e.ERANGE, "this machine has not so many processors or memory nodes"),
     ("LimitGroup", "write", e.EACCES, "the group above does not have all of these processors or memory nodes"),
     ("LimitGroup", "write", e.ENODEV, "no block device of this machine has this number"),
