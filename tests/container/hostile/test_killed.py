@@ -41,7 +41,8 @@ def users(bundle: Bundle, config: dict[str, Any]) -> None:
     """All of it in a user namespace, with its id maps and nodes made by the runtime."""
     rich(bundle, config)
     maps = [{"containerID": 0, "hostID": 100000, "size": 65536}]
-    config["linux"]["namespaces"] += [{"type": "user"}, {"type": "cgroup"}]
+    kinds = {each["type"]: each for each in [*config["linux"]["namespaces"], {"type": "user"}, {"type": "cgroup"}]}
+    config["linux"]["namespaces"] = list(kinds.values())
     config["linux"] |= {"uidMappings": maps, "gidMappings": maps}
     del config["linux"]["sysctl"]
     for at in range(3):
