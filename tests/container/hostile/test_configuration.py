@@ -38,8 +38,8 @@ def everything() -> dict[str, Any]:
     made["annotations"] = {"org.example.key": "value"}
     made["domainname"] = "domain"
     made["mounts"].append({"destination": "/given", "type": "bind", "source": "/etc/hostname", "options": ["rbind", "ro"]})
-    kinds = {each["type"]: each for each in [*made["linux"]["namespaces"], {"type": "user"}, {"type": "time"}, {"type": "cgroup"}]}
-    made["linux"]["namespaces"] = list(kinds.values())
+    there = [each["type"] for each in made["linux"]["namespaces"]]
+    made["linux"]["namespaces"] += [{"type": each} for each in ("user", "time", "cgroup") if each not in there]
     made["linux"] |= {
         "uidMappings": map_, "gidMappings": map_, "timeOffsets": {"monotonic": {"secs": 1, "nanosecs": 2}},
         "devices": [{"type": "c", "path": "/dev/again", "major": 1, "minor": 3, "fileMode": 438, "uid": 0, "gid": 0}],
