@@ -93,6 +93,11 @@ def test_a_life(say: Say, runtime: str, tmp_path: Path) -> None:
     assert "Up" in say("ps").stdout
     done = say("exec", "-e", "X=y", "life", "sh", "-c", "echo $X; exit 5")
     assert (done.stdout, done.returncode) == ("y\n", 5)
+    assert say("exec", "life", "nosuch").returncode == 127 and say("exec", "life", "/etc").returncode == 126
+    done = say("exec", "-u", "7:8", "-w", "/tmp", "life", "sh", "-c", "id -u; id -G; pwd; exit 1")
+    assert (done.stdout, done.returncode) == ("7\n8\n/tmp\n", 1)
+    assert say("update", "-m", "64m", "--pids-limit", "9", "life").returncode == 0
+    assert say("rename", "life", "lives").returncode == 0 and say("rename", "lives", "life").returncode == 0
     assert say("pause", "life").stdout == "life\n" and "(Paused)" in say("ps").stdout
     assert json.loads(say("inspect", "life").stdout)[0]["State"]["Status"] == "paused"
     assert say("unpause", "life").returncode == 0
@@ -107,6 +112,7 @@ def test_a_life(say: Say, runtime: str, tmp_path: Path) -> None:
     assert say("logs", "life").stdout == "out\nbye\n"
     assert json.loads(say("inspect", "life").stdout)[0]["State"]["ExitCode"] == 3
     assert say("cp", "life:/tmp/file", str(tmp_path / "back")).returncode == 0 and (tmp_path / "back").read_text() == "copied"
+    assert json.loads(say("inspect", "life").stdout)[0]["Config"]["memory"] == 64 << 20  # noted by whoever attended it, too
     assert say("start", "life").returncode == 0 and say("exec", "life", "cat", "/tmp/file").stdout == "copied"
     assert say("kill", "life").returncode == 0 and say("wait", "life").stdout == "137\n"
     assert say("rm", "life").stdout == "life\n" and say("ps", "-aq").stdout == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xuni.server import ContainerError, copying
-from xuni.server.containers import look_up
+from xuni.server.identity import look_up
 
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:7:8::/app:/bin/sh\n"
 

@@ -144,6 +144,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> None:
 @click.option("-e", "--env", multiple=True, callback=given, metavar="NAME=VALUE", help="Environment.")
 @click.option("-w", "--workdir", default="", callback=given, help="Its working directory.")
 @click.option("-u", "--user", default="", callback=given, metavar="USER[:GROUP]", help="Who runs it.")
+@click.option("--privileged", is_flag=True, help="With every capability.")
 @click.argument("container")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @verb
@@ -154,9 +155,9 @@ def exec_(container: str, command: tuple[str, ...], **same: Any) -> None:
     Example:
       xuni exec -it web sh
     """
-    from xuni.server import containers
+    from xuni.server import execution
 
-    click.get_current_context().exit(containers.execute(container, command, **same))
+    click.get_current_context().exit(execution.execute(container, command, **same))
 
 
 @click.command()
@@ -305,6 +306,46 @@ def start(containers: tuple[str, ...], attached: bool, interactive: bool) -> Non
             error.show()
             status = 1
     click.get_current_context().exit(status)
+
+
+@click.command()
+@click.argument("container")
+@click.argument("name")
+@verb
+def rename(container: str, name: str) -> None:
+    """Give a container another name.
+
+    \b
+    Example:
+      xuni rename web old-web
+    """
+    from xuni.server import containers
+
+    containers.rename(container, name)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
+@click.argument("container")
+@verb
+def port(container: str, as_json: bool) -> None:
+    """List the ports of a container that are published.
+
+    \b
+    Example:
+      xuni port web
+    """
+    from dataclasses import asdict
+
+    from xuni.server.kept import Containers
+
+    record = Containers().find(container)
+    ports = record.request.ports if record.status == "running" else ()
+    if as_json:
+        click.echo(json.dumps([asdict(each) for each in ports], indent=2))
+        return
+    for each in ports:
+        click.echo(f"{each.container}/{each.protocol} -> {each.address or '0.0.0.0'}:{each.host}")
 
 
 @click.command()

@@ -113,7 +113,7 @@ def run(cidfile: Path | None, **words: Any) -> None:
 
     wanted = request_of(**words)
     if wanted.tty and not wanted.detach and not sys.stdin.isatty() and wanted.interactive:
-        raise ContainerError("-t with -i takes a terminal, and standard input is none: leave -t out")
+        raise ContainerError("-t with -i takes a terminal, and standard input is none: leave -t out", 1)
     with _noted(cidfile) as note:
         record, status = containers.run(wanted, note)
     if wanted.detach:
@@ -139,6 +139,37 @@ def create(cidfile: Path | None, **words: Any) -> None:
         record = containers.prepare(request_of(**words))
         note(record.id)
     click.echo(record.id)
+
+
+@click.command()
+@_text("-m", "--memory", metavar="SIZE", help="Most memory.")
+@_text("--memory-swap", metavar="SIZE", help="Most memory and swap together; -1 for any.")
+@_text("--memory-reservation", metavar="SIZE", help="What it keeps when memory is short.")
+@click.option("--cpus", type=float, help="Most CPU time.")
+@click.option("-c", "--cpu-shares", type=int, help="Weight among others.")
+@_text("--cpuset-cpus", "cpuset", metavar="LIST", help="Which CPUs.")
+@click.option("--pids-limit", "pids", type=int, help="Most processes; -1 for any.")
+@click.option("--blkio-weight", type=int, help="Weight among others at disks.")
+@click.argument("containers", nargs=-1, required=True, metavar="CONTAINER...")
+@verb
+def update(containers: tuple[str, ...], memory: str, memory_swap: str, memory_reservation: str, **others: Any) -> None:
+    """Change the limits of containers, at once and for every start.
+
+    \b
+    Example:
+      xuni update -m 256m --cpus 1.5 web
+    """
+    from xuni.server import containers as verbs
+    from xuni.server import request
+
+    sizes = {"memory": memory, "memory_swap": memory_swap, "memory_reservation": memory_reservation}
+    changes = {name: request.size(text, f"--{name.replace('_', '-')}") for name, text in sizes.items() if text}
+    changes |= {name: value for name, value in others.items() if value not in (None, "")}
+    if not changes:
+        raise Failed("update takes at least one limit, like -m 256m", 1)
+    for each in containers:
+        verbs.update(each, changes)
+        click.echo(each)
 
 
 class _noted:

@@ -106,15 +106,15 @@ def environment(request: Request, image: Config, identity: Identity, hostname: s
 
 def capabilities(request: Request) -> list[str]:
     if request.privileged:
-        return _ours()
-    found = [each.removeprefix("CAP_") for each in _ours()] if request.system else list(CAPABILITIES)
+        return all_capabilities()
+    found = [each.removeprefix("CAP_") for each in all_capabilities()] if request.system else list(CAPABILITIES)
     if request.system:
         found = [each for each in found if each not in system.WITHHELD]
     for given, adding in ((request.cap_drop, False), (request.cap_add, True)):
         for each in given:
             name = each.upper().removeprefix("CAP_")
             if name == "ALL":
-                found = [each.removeprefix("CAP_") for each in _ours()] if adding else []
+                found = [each.removeprefix("CAP_") for each in all_capabilities()] if adding else []
             elif name not in ALL_CAPABILITIES:
                 raise ContainerError(f"--cap-{'add' if adding else 'drop'} {each}: there is no such capability (capabilities(7))")
             elif adding and name not in found:
@@ -124,7 +124,7 @@ def capabilities(request: Request) -> list[str]:
     return [f"CAP_{each}" for each in found]
 
 
-def _ours() -> list[str]:
+def all_capabilities() -> list[str]:
     """"All" are those that we may give: a capability that we lack cannot be passed on."""
     from xuni.host.linux.kernel import Linux
 
@@ -172,7 +172,7 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
     words = arguments(request, image)
     process: dict[str, Any] = {
         "terminal": request.tty,
-        "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups)},
+        "user": {"uid": identity.uid, "gid": identity.gid, "additionalGids": list(identity.groups) if given.several_ids else []},
         "args": [INIT, "--", *words] if given.init else list(words),
         "env": environment(request, image, identity, hostname),
         "cwd": request.workdir or image.cwd or "/",

@@ -11,25 +11,26 @@ import json
 import os
 import re
 import signal
-import stat
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from xuni.container import cgroup
 from xuni.container.cgroup import Group, hierarchy
-from xuni.host.linux.calls import CallError
-from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
 from xuni.server import ContainerError, attend, bundle, network, rootless, runtime, system, where
-from xuni.server.bundle import Identity
+from xuni.server.identity import look_up
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
 
-MAX_PASSWD = 4 << 20  # bytes of the image's /etc/passwd that are read
+# docker's
+HOSTS = ("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n"
+         "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")  # fmt: skip
+LIMITS = ("memory", "memory_swap", "memory_reservation", "cpus", "cpu_shares", "cpuset", "pids", "blkio_weight")
 
 
 def run(request: Request, claimed: Callable[[str], None] = lambda container: None) -> tuple[Record, int]:
@@ -113,7 +114,7 @@ def _bundle(store: Store, image: Image, record: Record, place: Path) -> None:
         volumes.fill(request, root.path, owner)
     hostname = request.hostname or record.id[:12]
     (place / "hostname").write_text(f"{hostname}\n")
-    (place / "hosts").write_text("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    (place / "hosts").write_text(HOSTS)
     files = {"/etc/hostname": "hostname", "/etc/hosts": "hosts"}
     beside = _joined(request)
     if request.network.startswith("container:"):
@@ -162,7 +163,7 @@ def _joined(request: Request) -> dict[str, str]:
     found = {}
     for kind, name, wanted in (("network", "net", request.network), ("pid", "pid", request.pid), ("ipc", "ipc", request.ipc)):
         if wanted.startswith("container:"):
-            found[kind] = f"/proc/{_running(wanted.partition(':')[2]).pid}/ns/{name}"
+            found[kind] = f"/proc/{running(wanted.partition(':')[2]).pid}/ns/{name}"
     return found
 
 
@@ -258,9 +259,8 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
 
     def started(pid: int) -> None:
         nonlocal record
-        record = replace(record, status="running", pid=pid, began=began(pid), started=now(), finished="", exit=0,
-                         monitor=os.getpid())  # fmt: skip
-        containers.write(record)
+        record = containers.change(record.id, status="running", pid=pid, began=began(pid), started=now(), finished="", exit=0,
+                                   error="", address=record.address, monitor=os.getpid())  # fmt: skip
         if pipe >= 0 and not reboots:
             os.close(pipe)
 
@@ -281,14 +281,14 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
             status = 0
     except BaseException as error:
         network.detach(record.id)
-        containers.write(replace(record, status="exited" if record.status == "running" else "created", error=str(error)))
+        containers.change(record.id, status="exited" if record.status == "running" else "created", error=str(error))
         raise
-    record = replace(record, status="exited", exit=status, finished=now(), pid=0)
-    _ended(containers, record)
-    return record, status
+    return _ended(containers, record, status), status
 
 
-def _ended(containers: Containers, record: Record) -> None:
+def _ended(containers: Containers, record: Record, status: int) -> Record:
+    """It may have been renamed meanwhile, or have other limits."""
+    record = replace(record, status="exited", exit=status, finished=now(), pid=0, address="")
     if record.request.network == "bridge":
         network.detach(record.id)
     place = containers.place(record.id)
@@ -298,7 +298,8 @@ def _ended(containers: Containers, record: Record) -> None:
         rootfs.release(place)
         _forget_volumes(record)
     elif place.exists():
-        containers.write(replace(record, address=""))
+        record = containers.change(record.id, status="exited", exit=status, finished=record.finished, pid=0, address="")
+    return record
 
 
 def _forget_parent_group() -> None:
@@ -335,7 +336,7 @@ def _config_of(record: Record) -> str:
 
 
 def kill(wanted: str, name: str = "KILL") -> Record:
-    record = _running(wanted)
+    record = running(wanted)
     number = signal_number(name)
     if number == signal.SIGKILL and paused(record):
         _runtime(record, "resume", record.id)
@@ -407,7 +408,7 @@ def attach(wanted: str, *, interactive: bool = True, proxy: bool = True) -> int:
     """Our standard streams are the container's, until it ends: its exit status; or until Ctrl-P Ctrl-Q. Raises ContainerError."""
     from xuni.server import visitors
 
-    record = _running(wanted)
+    record = running(wanted)
     if paused(record):
         raise ContainerError(f"container {record.name} is paused; `xuni unpause {record.name}` lets it go on", 1)
 
@@ -425,14 +426,14 @@ def attach(wanted: str, *, interactive: bool = True, proxy: bool = True) -> int:
 
 
 def pause(wanted: str) -> Record:
-    record = _running(wanted)
+    record = running(wanted)
     measured(record)
     _runtime(record, "pause", record.id)
     return record
 
 
 def resume(wanted: str) -> Record:
-    record = _running(wanted)
+    record = running(wanted)
     _runtime(record, "resume", record.id)
     return record
 
@@ -464,7 +465,7 @@ def measured(record: Record, *, must: bool = True) -> bool:
 
 def processes(wanted: str) -> list[int]:
     """Of a container that runs, by their numbers here: those in its control groups, or in its PID namespace."""
-    record = _running(wanted)
+    record = running(wanted)
     found = group(record).processes()
     if found:
         return found
@@ -505,35 +506,33 @@ def remove(wanted: str, *, force: bool = False, volumes: bool = False) -> Record
     return record
 
 
-def execute(wanted: str, command: Sequence[str], *, tty: bool = False, interactive: bool = False, detach: bool = False,
-            env: Sequence[str] = (), workdir: str = "", user: str = "") -> int:  # fmt: skip
-    """One more process in a container that runs; its exit status. Our standard streams are its."""
-    record = _running(wanted)
-    rootless.enter()
-    if paused(record):
-        raise ContainerError(f"container {record.name} is paused; `xuni unpause {record.name}` lets it go on", 1)
-    options = ["--tty"] if tty else []
-    options += ["--detach"] if detach else []
-    for each in env:
-        options += ["--env", each if "=" in each else f"{each}={os.environ.get(each, '')}"]
-    options += ["--cwd", workdir] if workdir else []
-    if user:
-        who = look_up(Path(f"/proc/{record.pid}/root"), user)
-        options += ["--user", f"{who.uid}:{who.gid}"]
-    import subprocess
-
-    found = runtime.find(record.runtime)
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGQUIT)}  # they are the process's
-    try:
-        done = subprocess.run([*found.command, "exec", *options, record.id, *command],
-                              stdin=None if interactive or tty else subprocess.DEVNULL, check=False)  # fmt: skip
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return done.returncode if done.returncode >= 0 else 128 - done.returncode
+def rename(wanted: str, name: str) -> Record:
+    """Raises ContainerError if another has the name."""
+    record = Containers().rename(wanted, name)
+    network.rename(record.id, (record.name, record.id[:12]))
+    return record
 
 
-def _running(wanted: str) -> Record:
+def update(wanted: str, changes: dict[str, Any]) -> Record:
+    """Other limits, at once and for every start: fields of the request. Raises ContainerError."""
+    containers = Containers()
+    record = containers.find(wanted)
+    record = replace(record, request=replace(record.request, **changes))  # which checks them
+    if record.status == "running":
+        measured(record)
+        only = replace(Request(record.request.image, network="none"), **{key: getattr(record.request, key) for key in LIMITS})
+        resources = bundle.resources(only, bundle.Given(accounts_swap=_accounts_swap()))
+        del resources["devices"]
+        file = containers.place(record.id) / "update.json"
+        file.write_text(json.dumps(resources))
+        try:
+            _runtime(record, "update", "--resources", str(file), record.id)
+        finally:
+            file.unlink()
+    return containers.change(record.id, request=record.request)
+
+
+def running(wanted: str) -> Record:
     record = Containers().find(wanted)
     if record.status != "running":
         raise ContainerError(f"container {record.name} is {record.status}; `xuni start {record.name}` starts it", 1)
@@ -543,59 +542,3 @@ def _running(wanted: str) -> Record:
 def _runtime(record: Record, *arguments: str) -> None:
     rootless.enter()
     runtime.find(record.runtime).call(*arguments)
-
-
-# ---- who the process is
-
-
-def look_up(root: Path, user: str, added: Sequence[str] = ()) -> Identity:
-    """USER[:GROUP], names or numbers, and groups that are `added`, by the image's own /etc/passwd and /etc/group.
-    Raises ContainerError."""
-    name, _, group_name = user.partition(":")
-    people = [line.split(":") for line in _file(root, "etc/passwd") if line.count(":") >= 6]
-    groups = [line.split(":") for line in _file(root, "etc/group") if line.count(":") >= 3]
-    person = next((each for each in people if name in (each[0], each[2])), None) if name else None
-    if not name:
-        person = next((each for each in people if each[2] == "0"), None)
-    if person is not None and _number(person[2]) and _number(person[3]):
-        uid, gid, home, login = int(person[2]), int(person[3]), person[5] or "/", person[0]
-    elif not name or _number(name):
-        uid, gid, home, login = int(name or 0), 0, "/" if name else "/root", ""
-    else:
-        raise ContainerError(f"-u {user}: the image's /etc/passwd has no user {name!r}")
-    more = tuple(int(each[2]) for each in groups if login and login in each[3].split(",") and _number(each[2]))
-    if group_name:
-        found = next((each[2] for each in groups if each[0] == group_name), group_name)
-        if not _number(found):
-            raise ContainerError(f"-u {user}: the image's /etc/group has no group {group_name!r}")
-        gid, more = int(found), ()
-    for each in added:
-        number = next((line[2] for line in groups if line[0] == each), each)
-        if not _number(number):
-            raise ContainerError(f"--group-add {each}: the image's /etc/group has no group {each!r}")
-        more += (int(number),)
-    if max(uid, gid, *more) >= 1 << 32:
-        raise ContainerError(f"-u {user}: ids are below 4294967296")
-    return Identity(uid, gid, more, home)
-
-
-def _file(root: Path, name: str) -> list[str]:
-    """Of the image: no link of it leads out, and nothing but a file is opened (a device of an image may be a watchdog's)."""
-    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    place = -1
-    try:
-        place = Linux().openat2(directory, name, os.O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
-        if not stat.S_ISREG(os.fstat(place).st_mode):
-            return []
-        with open(f"/proc/self/fd/{place}", "rb") as file:
-            return file.read(MAX_PASSWD).decode(errors="replace").splitlines()
-    except CallError:
-        return []
-    finally:
-        os.close(directory)
-        if place >= 0:
-            os.close(place)
-
-
-def _number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 10

@@ -113,11 +113,28 @@ class Containers:
             self.write(record)
         return record
 
+    def rename(self, wanted: str, name: str) -> Record:
+        """Raises ContainerError if another has the name."""
+        with self.lock():
+            record = self.find(wanted)
+            if any(each.name == name and each.id != record.id for each in self.all()):
+                raise ContainerError(f"the name {name} is taken by another container", 1)
+            record = replace(record, name=name, request=replace(record.request, name=name))
+            self.write(record)
+        return record
+
     def write(self, record: Record) -> None:
         place = self.place(record.id)
         scratch = place / f".container.json.{os.getpid()}"
         scratch.write_text(json.dumps(asdict(record)))
         scratch.rename(place / "container.json")
+
+    def change(self, container: str, **fields: Any) -> Record:
+        """These fields of what is kept, whatever others have changed meanwhile. Raises ContainerError if it is gone."""
+        with self.lock():
+            record = replace(self.read(container), **fields)
+            self.write(record)
+        return record
 
     def read(self, container: str) -> Record:
         """Raises ContainerError if it is gone."""

@@ -122,6 +122,14 @@ def detach(container: str) -> None:
             _forget(state, container)
 
 
+def rename(container: str, names: tuple[str, ...]) -> None:
+    """What the others call it from now on."""
+    if _kept().exists():
+        with _state() as state:
+            if container in state.get("names", {}):
+                state["names"][container] = [each.lower() for each in names]
+
+
 def names() -> Callable[[str], str]:
     """Who asks for a name gets the container's address, or "". What comes and goes meanwhile is seen."""
     kept = _kept()

@@ -148,6 +148,6 @@ def _name(uid: int) -> str:
 
 
 def single() -> bool:
-    """Whether no other id than ours is mapped: nothing can belong to another user."""
+    """Whether no other id than ours is mapped: nothing can belong to another user, and setgroups(2) is denied."""
     with open("/proc/self/gid_map") as file:
         return sum(int(line.split()[2]) for line in file) == 1
