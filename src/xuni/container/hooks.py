@@ -57,9 +57,13 @@ def execute(hook: RunHook, run: Run) -> None:
             environment = [each.encode() for each in given] or [b"%s=%s" % each for each in os.environb.items()]
             # One that is in the image may lead to /proc/self/exe, as the container's program may.
             through = run.files.get("trampoline", -1) if hook.point == "startContainer" else -1
+            if through < 0 and hook.point == "startContainer":
+                from xuni.container.ourselves import refuse
+
+                refuse(hook.path)
             run.kernel.execve(hook.path, [each.encode() for each in hook.args or (hook.path,)], environment, through)
-        except OSError as error:
-            os.write(2, f"{error.strerror}".encode())
+        except (OSError, SpecError) as error:
+            os.write(2, str(error.strerror if isinstance(error, OSError) else error).encode(errors="backslashreplace"))
         finally:
             os._exit(127)
     os.close(inward[0])

@@ -250,6 +250,10 @@ def identity(process: Process, linux: Linux, keep_groups: bool = False,
     if available() and _may_execveat(linux):
         # In a user namespace too: who made it without privilege, or maps the host's root, may own our program.
         before.append(proc.PrepareTrampoline())
+    else:
+        from xuni.container.ourselves import RefuseOurselves
+
+        become.append(RefuseOurselves())
     before += seccomp
     if keep and caps is not None:
         begin.append(proc.FinishCapabilities())

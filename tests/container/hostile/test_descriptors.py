@@ -43,10 +43,19 @@ def running(bundle: Bundle, *args: str) -> Iterator[subprocess.Popen[str]]:
 # ---- our program
 
 
-@pytest.mark.parametrize("userns", [False, True], ids=["plain", "user namespace"])
+def without_execveat(config: dict[str, Any]) -> None:
+    """A filter that keeps the sealed program from being executed in our stead."""
+    rule = {"names": ["execveat"], "action": "SCMP_ACT_ERRNO"}
+    config["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}
+
+
+WAYS = {"plain": lambda config: None, "user namespace": unprivileged, "filter": without_execveat}
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("args", [("/evil.sh",), ("/proc/self/exe", "-c", "print('ours')"), ("/sh", "-c", "readlink $0")],
                          ids=["script", "named", "link"])  # fmt: skip
-def test_our_program_is_not_what_a_container_executes(bundle: Bundle, args: tuple[str, ...], userns: bool) -> None:
+def test_our_program_is_not_what_a_container_executes(bundle: Bundle, args: tuple[str, ...], way: str) -> None:
     """CVE-2019-5736. The image's loader is a shell, which would run in our program's stead and have its file as
     /proc/self/exe."""
     (bundle.rootfs / "evil.sh").write_text("#!/proc/self/exe -c print('ours')\n")
@@ -55,21 +64,30 @@ def test_our_program_is_not_what_a_container_executes(bundle: Bundle, args: tupl
     loader = bundle.rootfs / LOADER[1:]
     loader.parent.mkdir()
     loader.hardlink_to(bundle.rootfs / "bin/busybox")
-    done = bundle.run(*args, change=unprivileged if userns else None)
-    assert done.returncode == 126 and not done.stdout, (done.stdout, done.stderr)
+    done = bundle.run(*args, change=WAYS[way])
+    assert done.returncode == (1 if way == "filter" else 126) and not done.stdout, (done.stdout, done.stderr)
+    assert ("it leads to the runtime's own program" in done.stderr) is (way == "filter"), done.stderr
 
 
-@pytest.mark.parametrize("point", ["startContainer"])
-def test_nor_what_a_hook_inside_executes(bundle: Bundle, point: str) -> None:
+def test_an_honest_program_under_such_a_filter(bundle: Bundle) -> None:
+    (bundle.rootfs / "script").write_text("#!/bin/sh\necho honest\n")
+    (bundle.rootfs / "script").chmod(0o755)
+    assert bundle.run("/script", change=without_execveat).stdout == "honest\n"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nor_what_a_hook_inside_executes(bundle: Bundle, way: str) -> None:
     (bundle.rootfs / "sh").symlink_to("/proc/self/exe")
     loader = bundle.rootfs / LOADER[1:]
     loader.parent.mkdir()
     loader.hardlink_to(bundle.rootfs / "bin/busybox")
     bundle.config["root"]["readonly"] = False
     hook = {"path": "/sh", "args": ["sh", "-c", "busybox readlink /proc/$$/exe > /tmp/seen"], "env": ["PATH=/bin"], "timeout": 10}
-    done = bundle.run("/bin/true", change=lambda config: config.update(hooks={point: [hook]}))
+    (bundle.rootfs / "tmp").chmod(0o777)
+    WAYS[way](bundle.config)
+    done = bundle.run("/bin/true", change=lambda config: config.update(hooks={"startContainer": [hook]}))
     assert not (bundle.rootfs / "tmp/seen").exists(), (bundle.rootfs / "tmp/seen").read_text()
-    assert done.returncode == 1 and f"{point} hook #0" in done.stderr, done.stderr
+    assert done.returncode == 1 and "startContainer hook #0" in done.stderr, done.stderr
 
 
 def test_nor_what_exec_executes(bundle: Bundle) -> None:
