@@ -32,8 +32,7 @@ def refuse(path: str) -> None:
         try:
             status = os.stat(name)
             if (status.st_dev, status.st_ino) == (_STATUS.st_dev, _STATUS.st_ino):
-                raise SpecError(f"exec {path}: it leads to the runtime's own program on the host, which is not the container's to "
-                                "execute")  # fmt: skip
+                raise SpecError(f"exec {path}: it leads to the runtime's own program on the host, which is not for containers")
             if status.st_mode & 0o170000 != 0o100000:  # a device does something when it is opened
                 return
             descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
