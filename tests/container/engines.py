@@ -13,14 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import click
 import pytest
 
+import xuni
 from tests.container.bundle import BUSYBOX, launcher, processes
 from xuni.container.cgroup import hierarchy
 from xuni.image import archive
 from xuni.image.content import Store
 
 SECONDS: Final = 60
+UID: Final = 54321
+PYTHON: Final = "/usr/bin/python3"
 APPLETS: Final = "sh sleep cat id echo true kill touch ls grep tty wget httpd hostname ps".split()
 Done = subprocess.CompletedProcess[str]
 
@@ -140,6 +144,38 @@ def podman() -> Iterator[Engine]:
         engine("rm", "-fa", "-t", "0")
         engine("pod", "rm", "-fa")
         assert engine("ps", "-aq").stdout == ""
+    finally:
+        box.close()
+
+
+@contextlib.contextmanager
+def podman_without_root() -> Iterator[Engine]:
+    """Of a user with 65,536 ids. Its runtime's Python is one that everybody may execute."""
+    need("podman", "conmon", "newuidmap", "setpriv", PYTHON)
+    box = Box()
+    place = box.place
+    try:
+        packages = Path(click.__file__).parent.parent
+        install = [PYTHON, "-m", "xuni", "oci", "install", str(place / "xuni-oci")]
+        found = {**os.environ, "PYTHONPATH": f"{Path(xuni.__file__).parent.parent}:{packages}"}
+        if subprocess.run(install, env=found, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode:
+            pytest.skip(f"{PYTHON} is too old")
+        image(place)
+        (place / "containers.conf").write_text('[containers]\ndefault_ulimits = []\n[engine]\nevents_logger = "file"\n')
+        script = ('echo "u:x:$1:$1::$0:/bin/sh" >> /etc/passwd; echo "u:x:$1:" >> /etc/group; '
+                  "for each in uid gid; do echo u:200000:65536 > /etc/sub$each; done")  # fmt: skip
+        assert box("sh", "-c", script, str(place), str(UID)).returncode == 0
+        subprocess.run(["chown", "-R", f"{UID}:{UID}", place], check=True)
+        box.environment |= {"HOME": str(place), "XDG_RUNTIME_DIR": str(place), "CONTAINERS_CONF": f"{place}/containers.conf"}
+        box.environment.pop("XDG_DATA_HOME", None)
+        command = ["setpriv", "--reuid", str(UID), "--regid", str(UID), "--clear-groups", "podman",
+                   "--cgroup-manager", "cgroupfs", "--runtime", f"{place}/xuni-oci"]  # fmt: skip
+        engine = Engine(box, command, [])
+        done = engine("load", "-i", str(place / "docker.tar"))
+        assert done.returncode == 0, done.stderr
+        yield engine
+        engine("rm", "-fa", "-t", "0")
+        engine("system", "migrate")  # which ends the process that holds its namespaces
     finally:
         box.close()
 

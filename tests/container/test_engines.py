@@ -34,6 +34,12 @@ def podman() -> Iterator[Engine]:
         yield made
 
 
+@pytest.fixture
+def rootless() -> Iterator[Engine]:
+    with engines.podman_without_root() as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
 def ctr() -> Iterator[Engine]:
     with engines.containerd() as made:
@@ -184,6 +190,18 @@ def test_a_pod(podman: Engine) -> None:
 def test_a_user_namespace(podman: Engine) -> None:
     done = podman.run("--rm", "--uidmap", "0:100000:65536", "busybox", "sh", "-c", "id -u; cat /proc/self/uid_map")
     assert done.stdout.split() == ["0", "0", "100000", "65536"], done
+
+
+def test_without_root(rootless: Engine) -> None:
+    none = ("--network", "none")
+    done = rootless("run", "--rm", *none, "busybox", "sh", "-c", "id -u; cat /proc/self/uid_map; exit 5")
+    assert done.returncode == 5 and done.stdout.split()[:5] == ["0", "0", str(engines.UID), "1", "1"], done
+    done = rootless("run", "--rm", "--network", "host", "--userns", "keep-id", "busybox", "id", "-u")
+    assert done.stdout == f"{engines.UID}\n", done
+    done = rootless("run", "-d", "--name", "life", *none, "busybox", "sleep", "1000")
+    assert done.returncode == 0, done.stderr
+    assert rootless("exec", "life", "sh", "-c", "exit 9").returncode == 9
+    assert rootless("stop", "-t", "0", "life").returncode == 0 and rootless("rm", "life").returncode == 0
 
 
 # ---- containerd's `ctr`

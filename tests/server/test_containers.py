@@ -213,6 +213,17 @@ def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
             holder.kill()
 
 
+def test_crun(say: Say) -> None:
+    """It works, or it says why it does not: control groups of both versions are nothing for it."""
+    if not shutil.which("crun"):
+        pytest.skip("this host has no crun")
+    done = say("run", "--rm", "--runtime", "crun", "--network", "none", "busybox", "echo", "out")
+    if done.returncode:
+        assert done.returncode == 125 and "which `--runtime xuni` and runc work with" in done.stderr, done
+    else:
+        assert done.stdout == "out\n"
+
+
 def test_volumes(say: Say, image: Path) -> None:
     """A new one has what the image has; it outlives its containers, and goes when it is told to."""
     none = ("--network", "none")
