@@ -213,6 +213,21 @@ def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
             holder.kill()
 
 
+def test_restart_policies(say: Say) -> None:
+    none = ("--network", "none")
+    say("run", "-d", "--name", "fails", "--restart", "on-failure:2", *none, "busybox", "sh", "-c", "echo turn; exit 3")
+    assert say("wait", "fails").stdout == "3\n" and say("logs", "fails").stdout == "turn\n" * 3
+    assert json.loads(say("inspect", "fails").stdout)[0]["RestartCount"] == 2
+    say("run", "-d", "--name", "again", "--restart", "always", *none, "busybox", "sh", "-c", "echo turn")
+    deadline = time.monotonic() + 30
+    while say("logs", "again").stdout.count("turn") < 3:
+        assert time.monotonic() < deadline
+    assert say("rm", "again").returncode == 1 and say("stop", "again").returncode == 0
+    assert "Exited" in say("ps", "-a").stdout and say("rm", "again", "fails").returncode == 0
+    refused = say("run", "--rm", "--restart", "always", *none, "busybox", "true")
+    assert refused.returncode == 125 and "one of the two" in refused.stderr
+
+
 def test_crun(say: Say) -> None:
     """It works, or it says why it does not: control groups of both versions are nothing for it."""
     if not shutil.which("crun"):

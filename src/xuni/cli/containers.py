@@ -88,7 +88,7 @@ def ps(everything: bool, quiet: bool, no_trunc: bool, as_json: bool) -> None:
     """
     from xuni.server.kept import Containers
 
-    found = [each for each in Containers().all() if everything or each.status == "running"]
+    found = [each for each in Containers().all() if everything or each.status in ("running", "restarting")]
     if as_json:
         click.echo(json.dumps([_as_json(each) for each in found], indent=2))
     elif quiet:
@@ -110,6 +110,7 @@ def _status(record: Record) -> str:
 
     match record.status:
         case "running": return f"Up {_ago(record.started)}" + (" (Paused)" if paused(record) else "")
+        case "restarting": return f"Restarting ({record.exit}) {_ago(record.finished)} ago"
         case "exited": return f"Exited ({record.exit})" + (f" {_ago(record.finished)} ago" if record.finished else "")
     return "Created"
 
@@ -190,7 +191,7 @@ def logs(container: str, follow: bool, tail: int, timestamps: bool) -> None:
                 _print_line(line, timestamps)
                 continue
             file.seek(-len(line), 1)
-            if not line and (not path.exists() or Containers().find(record.id).status != "running"):
+            if not line and (not path.exists() or Containers().find(record.id).status not in ("running", "restarting")):
                 break
             time.sleep(0.1)
 
@@ -405,7 +406,9 @@ def _as_json(record: Record) -> dict[str, Any]:
     return {
         "Id": record.id, "Name": record.name, "Created": record.created, "Image": record.image,
         "Path": record.command[0], "Args": list(record.command[1:]), "Runtime": record.runtime,
+        "RestartCount": record.restarts,
         "State": {"Status": "paused" if paused(record) else record.status, "Running": record.status == "running",
+                  "Restarting": record.status == "restarting",
                   "Pid": record.pid, "ExitCode": record.exit, "Error": record.error, "StartedAt": record.started,
                   "FinishedAt": record.finished},
         "NetworkSettings": {"IPAddress": record.address, "Ports": [asdict(each) for each in request.ports]},
@@ -471,10 +474,14 @@ def _mib(size: int) -> str:
     return f"{size / (1 << 30):.2f}GiB" if size >= 1 << 30 else f"{size / (1 << 20):.2f}MiB"
 
 
+TOP = ("PID", "PPID", "UID", "TIME", "COMMAND")
+
+
 @click.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON array.")
 @click.argument("container")
 @verb
-def top(container: str) -> None:
+def top(container: str, as_json: bool) -> None:
     """List the processes of a container, by their numbers on the host.
 
     \b
@@ -483,7 +490,7 @@ def top(container: str) -> None:
     """
     from xuni.server.containers import processes
 
-    rows = [("PID", "PPID", "UID", "TIME", "COMMAND")]
+    rows = []
     for pid in processes(container):
         try:
             place = Path(f"/proc/{pid}")
@@ -494,7 +501,10 @@ def top(container: str) -> None:
                          words or f"[{(place / 'comm').read_text().strip()}]"))  # fmt: skip
         except OSError:
             continue  # it has just ended
-    table(rows)
+    if as_json:
+        click.echo(json.dumps([dict(zip(TOP, row, strict=True)) for row in rows], indent=2))
+    else:
+        table([TOP, *rows])
 
 
 @click.command()

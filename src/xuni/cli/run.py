@@ -79,6 +79,7 @@ OPTIONS: Final = (
     _several("-l", "--label", "labels", metavar="NAME=VALUE", help="A note."),
     _text("--stop-signal", help="What `xuni stop` sends first."),
     click.option("--stop-timeout", type=float, default=10, help="Seconds from then until it is killed; 10 is usual."),
+    _text("--restart", metavar="on-failure[:MOST]|always", help="Start it again when it ends."),
     click.option("--cidfile", type=click.Path(path_type=Path), help="A new file for its id."),
     _flag("--system", help="Boot the image's init system; `reboot` in it restarts it."),
     _text("--userns", metavar="auto|host", help="auto: 65,536 ids of its own, as --system has."),
@@ -201,12 +202,16 @@ def request_of(image: str, command: tuple[str, ...], env_file: tuple[Path, ...],
                mount: tuple[str, ...], tmpfs: tuple[str, ...], publish: tuple[str, ...], add_host: tuple[str, ...],
                memory: str, memory_swap: str, memory_reservation: str, shm_size: str, pids_limit: int, cpuset_cpus: str,
                entrypoint: str | None, ulimit: tuple[str, ...], device: tuple[str, ...], sysctl: tuple[str, ...],
-               security_opt: tuple[str, ...], device_read_bps: tuple[str, ...], device_write_bps: tuple[str, ...],
+               restart: str, security_opt: tuple[str, ...], device_read_bps: tuple[str, ...], device_write_bps: tuple[str, ...],
                device_read_iops: tuple[str, ...], device_write_iops: tuple[str, ...], **same: Any) -> Request:  # fmt: skip
     """Raises ContainerError."""
     from xuni.server import ContainerError, request
     from xuni.server.request import Request, Volume
 
+    if restart:
+        from xuni.server import again
+
+        same["restart"], same["restart_most"] = again.policy(restart)
     lines = [line for file in env_file for line in _lines(file)]
     same["userns"] = same["userns"] or ("auto" if same["system"] else "host")
     if same["system"]:

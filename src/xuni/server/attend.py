@@ -101,8 +101,10 @@ class Company(Protocol):
     def close(self) -> None: ...
 
 
-def run(what: Attendance, created: Callable[[int], Company | None], started: Callable[[int], None]) -> int:
-    """Create, start, and stay until the end; the exit status. `created` and `started` are told the pid.
+def run(what: Attendance, created: Callable[[int], Company | None], started: Callable[[int], None],
+        ended: Callable[[], None] | None = None) -> int:  # fmt: skip
+    """Create, start, and stay until the end; the exit status. `created` and `started` are told the pid; when `ended` is
+    called, its control groups are still there.
 
     Raises ContainerError after the runtime's state has been removed.
     """
@@ -138,6 +140,8 @@ def run(what: Attendance, created: Callable[[int], Company | None], started: Cal
             relay.run()
         _, status = os.waitpid(pid, 0)
         os.close(pidfd)
+        if ended is not None:
+            ended()
         _delete(what)
         code = os.waitstatus_to_exitcode(status)
         return code if code >= 0 else 128 - code

@@ -23,6 +23,7 @@ from xuni.container.cgroup import Group, hierarchy
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
 from xuni.server import ContainerError, attend, bundle, network, rootless, runtime, system, where
+from xuni.server.again import Again
 from xuni.server.identity import look_up
 from xuni.server.kept import Containers, Record, began, now
 from xuni.server.request import Request
@@ -30,6 +31,8 @@ from xuni.server.request import Request
 # docker's
 HOSTS = ("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nff00::0\tip6-mcastprefix\n"
          "ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")  # fmt: skip
+ALIVE = ("running", "restarting")
+STOPPING = "stopping"  # a file of its directory: it is to stay ended, whatever --restart says
 LIMITS = ("memory", "memory_swap", "memory_reservation", "cpus", "cpu_shares", "cpuset", "pids", "blkio_weight")
 
 
@@ -177,7 +180,7 @@ def start(wanted: str, *, attached: bool = False, interactive: bool = False) -> 
     exit status. Raises ContainerError."""
     rootless.enter()
     record = Containers().find(wanted)
-    if record.status == "running":
+    if record.status in ALIVE:
         return record, attach(wanted, interactive=interactive) if attached else 0
     store = Store()
     place = Containers().place(record.id)
@@ -238,6 +241,9 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
     """From birth to end. `pipe` is closed once the process runs."""
     containers, request = Containers(), record.request
     place = containers.place(record.id)
+    known_hosts = (place / "hosts").read_text()
+    again = Again(request.restart, request.restart_most, place / STOPPING)
+    turns = 0
 
     def created(pid: int) -> attend.Company | None:
         nonlocal record
@@ -247,8 +253,8 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
             return None
         there = network.attach(record.id, pid, request.ports, (record.name, record.id[:12]))
         record = replace(record, address=there.address)
-        with open(place / "hosts", "a") as hosts:
-            hosts.write(f"{there.address}\t{request.hostname or record.id[:12]}\n"
+        with open(place / "hosts", "w") as hosts:
+            hosts.write(f"{known_hosts}{there.address}\t{request.hostname or record.id[:12]}\n"
                         f"{there.gateway}\thost.docker.internal host.containers.internal\n")  # fmt: skip
         from xuni.server.names import Resolver
 
@@ -261,27 +267,32 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
         nonlocal record
         record = containers.change(record.id, status="running", pid=pid, began=began(pid), started=now(), finished="", exit=0,
                                    error="", address=record.address, monitor=os.getpid())  # fmt: skip
-        if pipe >= 0 and not reboots:
+        if pipe >= 0 and not turns:
             os.close(pipe)
 
     attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty,
                                   request.interactive and interactive, pipe < 0,
                                   door(record) if pipe >= 0 else "", request.system)  # fmt: skip
-    reboots = 0
     try:
         while True:
             since = time.monotonic()
             status = attend.run(attending, created, started)
-            if not request.system or status != system.REBOOT or time.monotonic() - since < system.SHORTEST_LIFE:
-                break
-            reboots += 1
+            lived = time.monotonic() - since
             if request.network == "bridge":
                 network.detach(record.id)
+            if not (request.system and status == system.REBOOT and lived >= system.SHORTEST_LIFE):
+                if not again.wanted(status, lived):
+                    break
+                containers.change(record.id, status="restarting", pid=0, exit=status, finished=now(), restarts=again.times + 1)
+                if not again.wait():
+                    break
+            turns += 1
         if request.system and status == system.POWER_OFF:
             status = 0
     except BaseException as error:
         network.detach(record.id)
-        containers.change(record.id, status="exited" if record.status == "running" else "created", error=str(error))
+        with contextlib.suppress(ContainerError):  # it has been removed meanwhile
+            containers.change(record.id, status="exited" if turns or record.status == "running" else "created", error=str(error))
         raise
     return _ended(containers, record, status), status
 
@@ -315,8 +326,11 @@ def _forget_parent_group() -> None:
 def stop(wanted: str, patience: float | None = None) -> Record:
     """The stop signal, then SIGKILL, then until its end has been noted. Raises ContainerError."""
     record = Containers().find(wanted)
-    if record.status != "running":
+    if record.status not in ALIVE:
         return record
+    _mark(record)
+    if record.status == "restarting":
+        return settle(record)
     image = _config_of(record)
     patience = record.request.stop_timeout if patience is None else patience
     try:
@@ -338,10 +352,18 @@ def _config_of(record: Record) -> str:
 def kill(wanted: str, name: str = "KILL") -> Record:
     record = running(wanted)
     number = signal_number(name)
+    if number in (signal.SIGKILL, signal_number(record.request.stop_signal or "TERM")):
+        _mark(record)
     if number == signal.SIGKILL and paused(record):
         _runtime(record, "resume", record.id)
     _signal(record, number)
     return record
+
+
+def _mark(record: Record) -> None:
+    """It is to stay ended."""
+    with contextlib.suppress(FileNotFoundError):
+        (Containers().place(record.id) / STOPPING).touch()
 
 
 def _signal(record: Record, number: int) -> None:
@@ -389,14 +411,23 @@ def settle(record: Record) -> Record:
             found = Containers().find(record.id)
         except ContainerError:
             return replace(record, status="exited")  # --rm
-        if found.status != "running":
+        if found.status not in ALIVE:
             return found
         time.sleep(0.01)
     raise ContainerError(f"container {record.name} has ended, but process {record.monitor}, which attends it, does not note it")
 
 
 def wait(wanted: str) -> int:
-    return settle(Containers().find(wanted)).exit
+    """Its exit status once it stays ended."""
+    record = Containers().find(wanted)
+    while record.status in ALIVE:
+        wait_gone(record, None)
+        if record.request.restart:
+            time.sleep(0.1)
+            record = Containers().find(record.id)
+        else:
+            record = settle(record)
+    return record.exit
 
 
 def door(record: Record) -> str:
@@ -484,10 +515,11 @@ def remove(wanted: str, *, force: bool = False, volumes: bool = False) -> Record
     rootless.enter()
     containers = Containers()
     record = containers.find(wanted)
-    if record.status == "running":
+    if record.status in ALIVE:
         if not force:
             raise ContainerError(f"container {record.name} runs: `xuni stop {record.name}` first, or remove it with -f", 1)
         with contextlib.suppress(ContainerError):
+            _mark(record)
             kill(record.id, "KILL")
         if not wait_gone(record, 2):
             group(record).kill(signal.SIGKILL)  # whatever has become of its runtime

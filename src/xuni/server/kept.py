@@ -40,7 +40,7 @@ class Record:
     command: tuple[str, ...]
     created: str
     runtime: str
-    status: str = "created"  # then running, exited
+    status: str = "created"  # then running, perhaps restarting, exited
     pid: int = 0
     began: int = 0
     started: str = ""
@@ -50,6 +50,7 @@ class Record:
     oom_killed: bool = False
     address: str = ""
     monitor: int = 0
+    restarts: int = 0
 
     @classmethod
     def parse(cls, value: dict[str, Any]) -> Record:
@@ -172,7 +173,7 @@ class Containers:
 
 def _seen(record: Record) -> Record:
     """What really is: a container whose process has gone while nobody watched has ended."""
-    if record.status == "running" and began(record.pid) != record.began and began(record.monitor) == 0:
+    if record.status in ("running", "restarting") and began(record.pid) != record.began and began(record.monitor) == 0:
         unseen = "its end was not seen: whoever stayed with it was killed"
         return replace(record, status="exited", exit=record.exit or 255, error=record.error or unseen)
     return record

@@ -115,6 +115,8 @@ class Request:
     groups: tuple[str, ...] = ()
     oom_score: int = 0
     stop_timeout: float = 10
+    restart: str = ""  # on-failure, always, unless-stopped
+    restart_most: int = 0
 
     def __post_init__(self) -> None:
         if not self.network:
@@ -127,6 +129,8 @@ class Request:
             if wanted not in ("", "private", "host") and not (wanted.startswith("container:") and option != "uts"):
                 known = "private, host" + ("" if option == "uts" else ", container:NAME")
                 raise ContainerError(f"--{option} {wanted!r}: {known} are known")
+        if self.restart and self.remove:
+            raise ContainerError("--restart starts it again, and --rm removes it: one of the two")
         if self.uts == "host" and self.hostname:
             raise ContainerError("--hostname would rename the host with --uts host")
         if not -1000 <= self.oom_score <= 1000:
