@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from xuni.cli.oci import describe
 from xuni.container.groups import EnterGroup
 from xuni.container.mounts import Filesystem, Options
 from xuni.container.namespaces import Unshare
@@ -74,3 +75,9 @@ def test_the_steps_before_a_failed_one_were_applied_and_those_after_were_not() -
 def test_every_rule_names_an_errno_and_a_sentence() -> None:
     for _, call, number, rule in RULES:
         assert number in errno.errorcode and rule and call == call.strip()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EBUSY, errno.ENOSPC])
+def test_a_clone_belongs_to_no_step_and_has_rules_all_the_same(number: int) -> None:
+    refused = CallError(number, "clone3", ("CLONE_NEWPID", "SIGCHLD"))
+    assert describe(refused).startswith(f"{refused}; ")
