@@ -49,6 +49,9 @@ RULES: Final = (
      "chroot cannot make user namespaces"),
     ("", "clone3", e.EAGAIN, FULL),
     ("RunHook", "", e.EAGAIN, FULL),
+    ("", "clone3", e.EBUSY,
+     "in cgroup v2 a group that hands controllers to groups below it may hold no process itself ('no internal processes'), and "
+     "linux.cgroupsPath names such a group"),
     ("", "clone3", e.ENOSPC, "a limit of /proc/sys/user/max_*_namespaces is reached"),
     ("", "clone3", e.EINVAL, "this kernel was built without one of these namespaces"),
     ("Join", "setns", e.EPERM, "joining a namespace takes CAP_SYS_ADMIN in the user namespace that owns it"),
