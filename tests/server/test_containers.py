@@ -121,8 +121,9 @@ def test_a_life(say: Say, runtime: str, tmp_path: Path) -> None:
 def test_limits_are_in_force(say: Say) -> None:
     """Each by what happens: too much memory is death, the ninth process is refused."""
     hog = "a=x; while :; do a=$a$a$a$a; done"
-    done = say("run", "--rm", "--network", "none", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", hog)
+    done = say("run", "--name", "hog", "--network", "none", "-m", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", hog)
     assert done.returncode == 137, done
+    assert json.loads(say("inspect", "hog").stdout)[0]["State"]["OOMKilled"] is True
     bomb = "for i in 1 2 3 4 5 6 7 8 9 10; do sleep 5 & done 2>&1; wait"
     done = say("run", "--rm", "--network", "none", "--pids-limit", "5", "busybox", "sh", "-c", bomb)
     assert "can't fork" in done.stdout + done.stderr

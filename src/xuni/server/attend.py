@@ -101,7 +101,7 @@ class Company(Protocol):
     def close(self) -> None: ...
 
 
-def run(what: Attendance, created: Callable[[int], Company | None], started: Callable[[int], None],
+def run(what: Attendance, created: Callable[[int], tuple[Company, ...]], started: Callable[[int], None],
         ended: Callable[[], None] | None = None) -> int:  # fmt: skip
     """Create, start, and stay until the end; the exit status. `created` and `started` are told the pid; when `ended` is
     called, its control groups are still there.
@@ -124,9 +124,7 @@ def run(what: Attendance, created: Callable[[int], Company | None], started: Cal
         try:
             if streams.console is not None:
                 _receive_terminal(streams)
-            joining = created(pid)
-            if joining is not None:
-                company.append(joining)
+            company += created(pid)
             what.runtime.start(what.container)
         except BaseException:
             _delete(what)

@@ -20,6 +20,7 @@ from typing import Any
 
 from xuni.container import cgroup
 from xuni.container.cgroup import Group, hierarchy
+from xuni.container.cgroup.stats import oom_kills
 from xuni.image import ImageError, rootfs
 from xuni.image.content import Image, Store
 from xuni.server import ContainerError, attend, bundle, network, rootless, runtime, system, where
@@ -270,13 +271,18 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
         if pipe >= 0 and not turns:
             os.close(pipe)
 
+    def ended() -> None:
+        nonlocal record
+        with contextlib.suppress(ContainerError):  # removed meanwhile
+            record = containers.change(record.id, oom_killed=oom_kills(group(record).paths) > 0)
+
     attending = attend.Attendance(runtime.find(record.runtime), record.id, place, request.tty,
                                   request.interactive and interactive, pipe < 0,
                                   door(record) if pipe >= 0 else "", request.system)  # fmt: skip
     try:
         while True:
             since = time.monotonic()
-            status = attend.run(attending, created, started)
+            status = attend.run(attending, created, started, ended)
             lived = time.monotonic() - since
             if request.network == "bridge":
                 network.detach(record.id)
