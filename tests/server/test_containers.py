@@ -194,6 +194,12 @@ def test_a_bridge_with_a_published_port(say: Say, tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             done = say("run", "--rm", "-p", "8080:80", "busybox", "true", before=inside)
             assert done.returncode == 125 and "has this port already" in done.stderr
+            listen = "import socket, time; made = socket.create_server(('', 8081)); print('there', flush=True); time.sleep(60)"
+            with subprocess.Popen([*inside, sys.executable, "-c", listen], stdout=subprocess.PIPE) as other:
+                assert other.stdout and other.stdout.readline() == b"there\n"
+                done = say("run", "--rm", "-p", "8081:80", "busybox", "true", before=inside)
+                assert done.returncode == 125 and "another program of this host has this port" in done.stderr
+                other.kill()
             address = json.loads(say("inspect", "web").stdout)[0]["NetworkSettings"]["IPAddress"]
             gateway = address.rpartition(".")[0] + ".1"
             for url in (f"http://{address}/", f"http://{gateway}:8080/"):

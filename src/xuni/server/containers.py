@@ -246,12 +246,13 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
     again = Again(request.restart, request.restart_most, place / STOPPING)
     turns = 0
 
-    def created(pid: int) -> attend.Company | None:
+    def created(pid: int) -> tuple[attend.Company, ...]:
         nonlocal record
         if request.system and request.userns == "auto":
             system.delegate(group(record), system.base(record.id))
         if request.network != "bridge":
-            return None
+            return ()
+        held = network.Held(request.ports)  # before anything is led past the host's programs
         there = network.attach(record.id, pid, request.ports, (record.name, record.id[:12]))
         record = replace(record, address=there.address)
         with open(place / "hosts", "w") as hosts:
@@ -260,7 +261,7 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
         from xuni.server.names import Resolver
 
         try:
-            return Resolver(pid, network.names(), request.dns or network.host_servers())
+            return held, Resolver(pid, network.names(), request.dns or network.host_servers())
         except OSError as error:
             raise ContainerError(f"the container cannot have a name server at {network.NAME_SERVER}: {error.strerror}") from None
 

@@ -7,6 +7,7 @@ links.py makes the interfaces, `nft` the rules; which addresses are taken, and b
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -111,6 +112,34 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
             _forget(state, container)
             raise
         return Place(address, str(gateway))
+
+
+class Held:
+    """The published ports, taken from the host's other programs: to them, they are in use."""
+
+    def __init__(self, ports: tuple[Port, ...]) -> None:
+        """Raises ContainerError if one is in use already: what comes for it would be the container's from now on."""
+        import socket
+
+        self._sockets: list[socket.socket] = []
+        for each in ports:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if each.protocol == "udp" else socket.SOCK_STREAM)
+            self._sockets.append(made)
+            try:
+                made.bind((each.address, each.host))
+            except OSError as error:
+                self.close()
+                place = f"{each.address}:{each.host}" if each.address else str(each.host)
+                why = {errno.EADDRINUSE: "another program of this host has this port",
+                       errno.EADDRNOTAVAIL: "this host has no such address"}  # fmt: skip
+                raise ContainerError(f"-p {place}: {why.get(error.errno or 0, error.strerror)}") from None
+
+    def join(self, selector: object) -> None:
+        """There is nothing to serve: what comes is sent on before it arrives."""
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
 
 
 def detach(container: str) -> None:
