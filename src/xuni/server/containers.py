@@ -252,7 +252,6 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
             system.delegate(group(record), system.base(record.id))
         if request.network != "bridge":
             return ()
-        held = network.Held(request.ports)  # before anything is led past the host's programs
         there = network.attach(record.id, pid, request.ports, (record.name, record.id[:12]))
         record = replace(record, address=there.address)
         with open(place / "hosts", "w") as hosts:
@@ -261,7 +260,7 @@ def _live(record: Record, pipe: int, *, interactive: bool = True) -> tuple[Recor
         from xuni.server.names import Resolver
 
         try:
-            return held, Resolver(pid, network.names(), request.dns or network.host_servers())
+            return there.held, Resolver(pid, network.names(), request.dns or network.host_servers())
         except OSError as error:
             raise ContainerError(f"the container cannot have a name server at {network.NAME_SERVER}: {error.strerror}") from None
 

@@ -27,12 +27,41 @@ NAME_SERVER: Final = "127.0.0.11"  # in the container's own loopback, as docker 
 FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 
 
+class Held:
+    """The published ports, taken from the host's other programs: to them, they are in use."""
+
+    def __init__(self, ports: tuple[Port, ...]) -> None:
+        """Raises ContainerError if one is in use already: what comes for it would be the container's from now on."""
+        import socket
+
+        self._sockets: list[socket.socket] = []
+        for each in ports:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if each.protocol == "udp" else socket.SOCK_STREAM)
+            self._sockets.append(made)
+            try:
+                made.bind((each.address, each.host))
+            except OSError as error:
+                self.close()
+                place = f"{each.address}:{each.host}" if each.address else str(each.host)
+                why = {errno.EADDRINUSE: "another program of this host has this port",
+                       errno.EADDRNOTAVAIL: "this host has no such address"}  # fmt: skip
+                raise ContainerError(f"-p {place}: {why.get(error.errno or 0, error.strerror)}") from None
+
+    def join(self, selector: object) -> None:
+        """There is nothing to serve: what comes is sent on before it arrives."""
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """A container's in the network."""
 
     address: str
     gateway: str
+    held: Held
 
 
 @contextmanager
@@ -84,6 +113,7 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
         if not links.index(BRIDGE):
             state.clear()  # what is noted is of another network namespace that had this number, or of before an accident
         _check_ports(state, ports)
+        held = Held(ports)  # before anything is led past the host's programs
         if "network" not in state:
             try:
                 _up(state)
@@ -111,35 +141,7 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
         except BaseException:
             _forget(state, container)
             raise
-        return Place(address, str(gateway))
-
-
-class Held:
-    """The published ports, taken from the host's other programs: to them, they are in use."""
-
-    def __init__(self, ports: tuple[Port, ...]) -> None:
-        """Raises ContainerError if one is in use already: what comes for it would be the container's from now on."""
-        import socket
-
-        self._sockets: list[socket.socket] = []
-        for each in ports:
-            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if each.protocol == "udp" else socket.SOCK_STREAM)
-            self._sockets.append(made)
-            try:
-                made.bind((each.address, each.host))
-            except OSError as error:
-                self.close()
-                place = f"{each.address}:{each.host}" if each.address else str(each.host)
-                why = {errno.EADDRINUSE: "another program of this host has this port",
-                       errno.EADDRNOTAVAIL: "this host has no such address"}  # fmt: skip
-                raise ContainerError(f"-p {place}: {why.get(error.errno or 0, error.strerror)}") from None
-
-    def join(self, selector: object) -> None:
-        """There is nothing to serve: what comes is sent on before it arrives."""
-
-    def close(self) -> None:
-        for each in self._sockets:
-            each.close()
+        return Place(address, str(gateway), held)
 
 
 def detach(container: str) -> None:
