@@ -22,7 +22,14 @@ class Container:
         self.kept = kept
 
     def status(self) -> str:
-        return state.status(self.home, self.kept)
+        found = state.status(self.home, self.kept)
+        if found == "stopped" and self.kept.phase == "creating":  # or its runtime has made it and ended since we read this
+            try:
+                self.kept = self.home.read()
+            except SpecError:
+                return found
+            found = state.status(self.home, self.kept)
+        return found
 
 
 def open_container(root: str, container: str) -> Container:
