@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from xuni.server import ContainerError, where
 from xuni.server.request import Port
+
+if TYPE_CHECKING:
+    import subprocess
 
 BRIDGE: Final = "xuni0"
 TABLE: Final = "xuni"
@@ -88,20 +91,6 @@ def _kept() -> Path:
     return Path(where.run_directory(), f"network-{os.stat('/proc/self/ns/net').st_ino}.json")
 
 
-def _tool(*command: str, text: str = "") -> str:
-    """Raises ContainerError with what it said."""
-    import shutil
-    import subprocess
-
-    if shutil.which(command[0]) is None:
-        raise ContainerError(f"a bridge network takes `{command[0]}`, which is not installed (apt-get install nftables); "
-                             "--network none and --network host do without")  # fmt: skip
-    done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
-    if done.returncode:
-        raise ContainerError(f"{' '.join(command)}: {'; '.join(done.stderr.strip().splitlines()[:2]) or 'failed'}")
-    return done.stdout
-
-
 def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, ...] = ()) -> Place:
     """Give the container's network namespace an interface. `names` are what the others call it. Raises ContainerError with
     nothing left behind."""
@@ -114,10 +103,12 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
             state.clear()  # what is noted is of another network namespace that had this number, or of before an accident
         _check_ports(state, ports)
         held = Held(ports)  # before anything is led past the host's programs
-        if "network" not in state:
+        new = "network" not in state
+        if new:
             try:
                 _up(state)
             except BaseException:
+                held.close()
                 _down(state)
                 raise
         network = IPv4Network(state["network"])
@@ -126,19 +117,23 @@ def attach(container: str, pid: int, ports: tuple[Port, ...], names: tuple[str, 
         gateway = next(hosts)
         address = next((str(each) for each in hosts if str(each) not in taken), "")
         if not address:
+            held.close()
             raise ContainerError(f"all addresses of {network} are taken")
         state["addresses"][container] = address
         state["ports"][container] = [[each.host, each.container, each.protocol, each.address] for each in ports]
         state.setdefault("names", {})[container] = [each.lower() for each in names]
         try:
+            nft = _nft(state) if new or ports else None  # which takes as long as the rest
             try:
                 links.join(BRIDGE, _veth(container), pid, IPv4Interface(f"{address}/{network.prefixlen}"), gateway)
             except OSError as error:
                 raise ContainerError(f"the container's network interface cannot be made: {error.strerror}; "
                                      "--network none and --network host do without") from None  # fmt: skip
-            if ports:
-                _rules(state)
+            finally:
+                if nft:
+                    _done(nft)
         except BaseException:
+            held.close()
             _forget(state, container)
             raise
         return Place(address, str(gateway), held)
@@ -197,7 +192,7 @@ def _forget(state: dict[str, Any], container: str) -> None:
     with contextlib.suppress(OSError):
         links.remove(_veth(container))
     if published:
-        _rules(state)
+        _done(_nft(state))
 
 
 def _down(state: dict[str, Any]) -> None:
@@ -236,7 +231,6 @@ def _up(state: dict[str, Any]) -> None:
     if state["forward"] == "0":
         FORWARD.write_text("1")
     Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/route_localnet").write_text("1")  # 127.0.0.1:PORT is forwarded, too
-    _rules(state)
 
 
 def rules(state: dict[str, Any]) -> str:
@@ -259,8 +253,30 @@ def rules(state: dict[str, Any]) -> str:
             f"    ip saddr {network} ip daddr {network} ct status dnat masquerade\n  }}\n}}\n")  # fmt: skip
 
 
-def _rules(state: dict[str, Any]) -> None:
-    _tool("nft", "-f", "-", text=rules(state))
+def _nft(state: dict[str, Any]) -> subprocess.Popen[str]:
+    """Begin to give the kernel the rules. Raises ContainerError."""
+    import subprocess
+
+    try:
+        nft = subprocess.Popen(("nft", "-f", "-"), text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    except FileNotFoundError:
+        raise ContainerError("a bridge network takes `nft`, which is not installed (apt-get install nftables); "
+                             "--network none and --network host do without") from None  # fmt: skip
+    assert nft.stdin
+    with contextlib.suppress(BrokenPipeError):  # it says why when it ends
+        nft.stdin.write(rules(state))
+        nft.stdin.close()
+    return nft
+
+
+def _done(nft: subprocess.Popen[str]) -> None:
+    """Raises ContainerError with what it said."""
+    assert nft.stderr
+    with nft.stderr:
+        said = nft.stderr.read()
+    if nft.wait():
+        raise ContainerError(f"nft: {'; '.join(said.strip().splitlines()[:2]) or 'failed'}")
 
 
 def _check_ports(state: dict[str, Any], ports: tuple[Port, ...]) -> None:
