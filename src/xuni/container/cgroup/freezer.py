@@ -76,10 +76,14 @@ def kill(group: Group, unified: str, signal: int) -> None:
         for pid in group.processes():
             _send(pid, signal)
     finally:
-        if not was_frozen or signal == KILL:  # on v1 a frozen process does not even die
-            group.thaw()
-        if signal == KILL and "freezer" in group.paths:
-            _thaw_below(group.paths["freezer"])
+        try:
+            if not was_frozen or signal == KILL:  # on v1 a frozen process does not even die
+                group.thaw()
+            if signal == KILL and "freezer" in group.paths:
+                _thaw_below(group.paths["freezer"])
+        except OSError as error:  # whoever attends the container may have removed its groups by now
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
 
 
 def _thaw_below(directory: str) -> None:
