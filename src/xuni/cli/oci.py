@@ -22,58 +22,44 @@ class UsageError(Exception):
     """The command line is wrong; the text says how."""
 
 
-# Command: its options with a value, its options without, the names of its arguments ("ID", "[SIGNAL]", "COMMAND…").
+# Command: its options with a value, its options without, the names of its arguments ("CONTAINER", "[SIGNAL]", "COMMAND…").
 GLOBAL: Final = (("root", "log", "log-format", "criu", "rootless", "cgroup-manager"), ("debug", "systemd-cgroup", "trace"))
 SHORT: Final = {"b": "bundle", "f": "force", "a": "all", "d": "detach", "t": "tty", "e": "env", "u": "user", "p": "process", "g":
     "additional-gids", "c": "cap", "q": "quiet", "h": "help", "v": "version", "r": "resources"}  # fmt: skip
 _CREATE = ("bundle", "config", "console-socket", "pidfd-socket", "pid-file", "preserve-fds")
 _CREATE_FLAGS = ("no-pivot", "no-new-keyring", "no-subreaper")
 COMMANDS: Final = {
-    "create": (_CREATE, _CREATE_FLAGS, ("ID",), "create a container; `start` begins its process"),
-    "start": ((), (), ("ID",), "begin the process of a created container"),
-    "run": (_CREATE, (*_CREATE_FLAGS, "detach", "keep"), ("ID",), "create and start a container, wait for its end"),
-    "state": ((), (), ("ID",), "print the state of a container"),
+    "create": (_CREATE, _CREATE_FLAGS, ("CONTAINER",), "create a container; `start` begins its process"),
+    "start": ((), (), ("CONTAINER",), "begin the process of a created container"),
+    "run": (_CREATE, (*_CREATE_FLAGS, "detach", "keep"), ("CONTAINER",), "create and start a container, wait for its end"),
+    "state": ((), (), ("CONTAINER",), "print the state of a container"),
     "exec": (("console-socket", "cwd", "env", "user", "additional-gids", "process", "pid-file", "process-label",
               "apparmor", "cap",
               "preserve-fds", "cgroup", "pidfd-socket"), ("tty", "detach", "no-new-privs", "ignore-paused"),
-             ("ID", "[COMMAND…]"), "execute one more process in a container that runs"),
+             ("CONTAINER", "[COMMAND…]"), "execute one more process in a container that runs"),
     "list": (("format",), ("quiet",), (), "list containers"),
-    "ps": (("format",), (), ("ID", "[PS-OPTION…]"), "list the processes of a container"),
-    "pause": ((), (), ("ID",), "stop every process of a container"),
-    "resume": ((), (), ("ID",), "let them go on"),
+    "ps": (("format",), (), ("CONTAINER", "[PS-OPTION…]"), "list the processes of a container"),
+    "pause": ((), (), ("CONTAINER",), "stop every process of a container"),
+    "resume": ((), (), ("CONTAINER",), "let them go on"),
     "update": (("resources", "blkio-weight", "cpu-period", "cpu-quota", "cpu-burst", "cpu-share", "cpu-rt-period",
                 "cpu-rt-runtime", "cpuset-cpus", "cpuset-mems", "kernel-memory", "kernel-memory-tcp", "memory",
                 "memory-reservation",
-                "memory-swap", "pids-limit", "l3-cache-schema", "mem-bw-schema", "cpu-idle"), (), ("ID",),
+                "memory-swap", "pids-limit", "l3-cache-schema", "mem-bw-schema", "cpu-idle"), (), ("CONTAINER",),
                "change the limits of a container"),
-    "events": (("interval",), ("stats",), ("ID",), "print usage, once with --stats or every INTERVAL (5s)"),
+    "events": (("interval",), ("stats",), ("CONTAINER",), "print usage, once with --stats or every INTERVAL (5s)"),
     "spec": (("bundle",), ("rootless",), (), "write a config.json to begin with"),
     "features": ((), (), (), "print what this runtime can do"),
     "install": ((), (), ("FILE",), "write a launcher that starts quickest, for engines to call"),
     "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
              "print the steps that a bundle would take, without taking them"),
-    "kill": ((), ("all",), ("ID", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
-    "checkpoint": ((), (), ("ID",), "refused, with the reason"),
-    "restore": ((), (), ("ID",), "refused, with the reason"),
-    "delete": ((), ("force", "regex"), ("ID",), "remove a container that has stopped; with --regex, all whose id matches"),
+    "kill": ((), ("all",), ("CONTAINER", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
+    "checkpoint": ((), (), ("CONTAINER",), "refused, with the reason"),
+    "restore": ((), (), ("CONTAINER",), "refused, with the reason"),
+    "delete": ((), ("force", "regex"), ("CONTAINER",), "remove a container that has stopped; with --regex, all whose id matches"),
 }
 _NO_CRIU = "the processes of a container are not saved and taken up again here: that takes CRIU, which is not driven here"
 REFUSED: Final = {"checkpoint": _NO_CRIU, "restore": _NO_CRIU}
 RUNTIME_FAILED: Final = 255  # of exec, whose process may well exit with 1 itself
-HELP: Final = """Usage: xuni-oci [OPTIONS] COMMAND [ARGUMENTS]
-
-Run containers from OCI bundles, with runc's command line.
-
-Options:
-  --root DIR               where the state of containers is kept (/run/xuni-oci)
-  --log FILE               write errors there as well
-  --log-format text|json   how
-  --cgroup-manager cgroupfs|disabled
-  --debug                  write what is done into the log
-  --trace                  print each step of a start with its time
-
-Commands:
-"""
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -214,9 +200,15 @@ REPEATED: Final = ("env", "cap", "additional-gids", "cgroup")
 
 def _command(options: dict[str, str], rest: list[str]) -> int:
     if "version" in options:
-        return _version()
+        from xuni.cli import oci_help
+
+        sys.stdout.write(oci_help.version())
+        return 0
     if not rest or "help" in options or rest[0] == "help":
-        return _help()
+        from xuni.cli import oci_help
+
+        sys.stdout.write(oci_help.everything())
+        return 0
     name = rest.pop(0)
     help_wanted = rest[:1] in (["-h"], ["--help"])
     if name not in COMMANDS:
@@ -227,7 +219,10 @@ def _command(options: dict[str, str], rest: list[str]) -> int:
     valued, flags, names, _ = COMMANDS[name]
     given, arguments = parse(rest, valued, flags, stop=name in ("exec", "ps"))
     if "help" in given:
-        return _command_help(name)
+        from xuni.cli import oci_help
+
+        sys.stdout.write(oci_help.command(name))
+        return 0
     needed = sum(not each.startswith("[") for each in names)
     if len(arguments) < needed:
         raise UsageError(f"{name}: {' '.join(names[len(arguments) :])} is missing; usage: xuni-oci {name} {' '.join(names)}")
@@ -456,27 +451,3 @@ def _signal_number(name: str) -> int:
     if not isinstance(found, int) or wanted.startswith("_"):
         raise UsageError(f"kill: unknown signal {name!r}")
     return found
-
-
-def _help() -> int:
-    sys.stdout.write(HELP + "".join([f"  {name:<10}{about}\n" for name, (*_, about) in COMMANDS.items()]))
-    sys.stdout.write("\nExample:\n  xuni-oci spec && xuni-oci run --bundle . first\n")
-    return 0
-
-
-def _command_help(name: str) -> int:
-    valued, flags, names, about = COMMANDS[name]
-    options = "".join([f"   --{each} VALUE\n" for each in valued] + [f"   --{each}\n" for each in flags])
-    sys.stdout.write(f"NAME:\n   xuni-oci {name} - {about}\n\nUSAGE:\n   xuni-oci {name} [OPTIONS] {' '.join(names)}\n"
-                     + (f"\nOPTIONS:\n{options}" if options else "")
-                     + (f"\nWHY:\n   {REFUSED[name]}\n" if name in REFUSED else ""))  # fmt: skip
-    return 0
-
-
-def _version() -> int:
-    from xuni import __version__
-    from xuni.container.state import VERSION
-
-    # The last line is crun's way of saying what it can do; of systemd, sd_notify(3) is all that we know.
-    sys.stdout.write(f"xuni-oci version {__version__}\nspec: {VERSION}\n+SECCOMP +EBPF +CAP +APPARMOR +SELINUX +SYSTEMD-NOTIFY\n")
-    return 0

@@ -1,0 +1,35 @@
+"""`xuni-oci` by whatever name it is called."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from xuni.cli.oci import COMMANDS
+
+
+@pytest.fixture(scope="module")
+def called_runc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    launcher = tmp_path_factory.mktemp("bin") / "runc"
+    subprocess.run([sys.executable, "-m", "xuni", "oci", "install", launcher], check=True)
+    return launcher
+
+
+def said(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_it_speaks_of_itself_by_the_name_it_was_called_by(called_runc: Path) -> None:
+    assert said(called_runc, "--version").startswith("runc version ")
+    assert said(called_runc, "--help").splitlines()[:2] == [
+        "NAME:", "   runc - Open Container Initiative runtime: runs containers from OCI bundles, with runc's command line"]  # fmt: skip
+    assert "Usage: runc [OPTION...] delete CONTAINER\n" in said(called_runc, "delete", "--help")
+    assert said(sys.executable, "-m", "xuni", "oci", "--version").startswith("xuni oci version ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(called_runc: Path, command: str) -> None:
+    assert said(called_runc, command, "-h").startswith(f"NAME:\n   runc {command} - ")
