@@ -24,8 +24,7 @@ def said(*command: str | Path) -> str:
 
 def test_it_speaks_of_itself_by_the_name_it_was_called_by(called_runc: Path) -> None:
     assert said(called_runc, "--version").startswith("runc version ")
-    assert said(called_runc, "--help").splitlines()[:2] == [
-        "NAME:", "   runc - Open Container Initiative runtime: runs containers from OCI bundles, with runc's command line"]  # fmt: skip
+    assert said(called_runc, "--help").startswith("NAME:\n   runc - Open Container Initiative runtime")
     assert "Usage: runc [OPTION...] delete CONTAINER\n" in said(called_runc, "delete", "--help")
     assert said(sys.executable, "-m", "xuni", "oci", "--version").startswith("xuni oci version ")
 

@@ -40,6 +40,7 @@ LATER: Final = (
     "xuni.container.cgroup.freezer", "xuni.container.spec_rare", "xuni.container.binds", "xuni.container.idmap",
     "xuni.container.rules", "xuni.container.hooks", "xuni.container.seccomp", "xuni.container.terminal",
     "xuni.container.console", "xuni.container.execute", "xuni.host.linux.libseccomp",
+    "xuni.cli.oci_help",
 )  # fmt: skip
 PACKAGES: Final = ("xuni", "xuni.cli", "xuni.host", "xuni.host.linux", "xuni.container", "xuni.container.cgroup")
 BEGIN: Final = 24 << 10  # what a launcher reads first
