@@ -105,6 +105,19 @@ def test_a_life(say: Say) -> None:
     assert say("rm", "-f", "life").stdout == "life\n" and say("volume", "rm", "kept").stdout == "kept\n"
 
 
+def test_what_the_hosts_root_would_make(say: Say) -> None:
+    """Device nodes, and file systems of the host's own namespaces: bound instead."""
+    done = say("run", "--rm", "--device", "/dev/null:/dev/none", "busybox", "sh", "-c", "echo gone > /dev/none && cat /dev/none")
+    assert (done.returncode, done.stdout) == (0, ""), done
+    done = say("run", "--rm", "--pid", "host", "--network", "host", "busybox", "cat", f"/proc/{os.getpid()}/comm")
+    assert done.stdout == Path("/proc/self/comm").read_text(), done
+    done = say("run", "--rm", "--privileged", "busybox", "sh", "-c", "echo > /dev/zero")
+    assert done.returncode == 0, done
+    if shutil.which("runc"):
+        done = say("run", "--rm", "--runtime", "runc", "busybox", "id", "-u")
+        assert done.stdout == "0\n", done
+
+
 def test_refusals(say: Say) -> None:
     for words, text in ((("--network", "bridge"), "takes root"), (("-p", "80"), "--network none"),
                         (("--userns", "auto"), "takes root"), (("-v", "/root:/x"), "Permission denied")):  # fmt: skip

@@ -48,7 +48,7 @@ NAMESPACE_FLAGS: Final = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x1000
 class Given:
     """What was looked up on the host for the request."""
 
-    devices: tuple[tuple[dict[str, Any], str], ...] = ()  # entries of linux.devices, and some of rwm
+    devices: tuple[tuple[dict[str, Any], str], ...] = ()  # entries of linux.devices with their "source", and some of rwm
     disks: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # major and minor, by path
     init: str = ""
     profile: dict[str, Any] | None = None  # of seccomp
@@ -56,6 +56,9 @@ class Given:
     shared: tuple[str, ...] = ()  # of the host's, for --ipc host
     group: str = ""  # of the control groups; else /xuni and its id
     accounts_swap: bool = True
+    grouped: bool = True  # control groups can be made, or are wanted anyway
+    nodes: bool = True  # devices can be made; else the host's are bound
+    proc: bool = True  # may be mounted: the PID namespace is the container's, or ours
     several_ids: bool = True  # more than one user is mapped
     sysfs: bool = True  # may be mounted: the network namespace is the container's, or ours
 
@@ -152,7 +155,8 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
     hostname = request.hostname or container[:12]
     caps = capabilities(request)
     linux: dict[str, Any] = {"namespaces": namespaces(request, given)}
-    linux |= {"cgroupsPath": given.group or f"/xuni/{container}", "resources": resources(request, given)}
+    if given.grouped:
+        linux |= {"cgroupsPath": given.group or f"/xuni/{container}", "resources": resources(request, given)}
     if not request.privileged:
         linux |= {"maskedPaths": list(MASKED), "readonlyPaths": list(READ_ONLY)}
         if given.profile is not None:
@@ -165,8 +169,8 @@ def config(request: Request, image: Config, identity: Identity, container: str, 
             linux["seccomp"] = seccomp()
     if request.userns == "auto":
         linux |= {"uidMappings": system.maps(container), "gidMappings": system.maps(container)}
-    if given.devices:
-        linux["devices"] = [entry for entry, _ in given.devices]
+    if given.devices and given.nodes:
+        linux["devices"] = [{key: value for key, value in entry.items() if key != "source"} for entry, _ in given.devices]
     if request.sysctls:
         linux["sysctl"] = dict(request.sysctls)
     words = arguments(request, image)
@@ -208,7 +212,8 @@ def mounts(request: Request, files: dict[str, str], given: Given) -> list[dict[s
     shm = f"size={request.shm_size or 64 << 20}"
     sizes = "size=65536k"
     found: list[dict[str, Any]] = [
-        {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet},
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": quiet} if given.proc else
+        {"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind", "rslave", *quiet]},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "strictatime", "mode=755", sizes]},
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts",
          "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *(["gid=5"] if given.several_ids else [])]},
@@ -225,6 +230,9 @@ def mounts(request: Request, files: dict[str, str], given: Given) -> list[dict[s
                       for each in given.shared]  # fmt: skip
     if given.init:
         found.append({"destination": INIT, "type": "bind", "source": given.init, "options": ["bind", "ro"]})
+    for entry, _ in () if given.nodes else given.devices:
+        found.append({"destination": entry["path"], "type": "bind", "source": entry["source"],
+                      "options": ["bind", "nosuid", "noexec"]})  # fmt: skip
     if request.system:
         found = system.mounts(found)
     for each in request.tmpfs:

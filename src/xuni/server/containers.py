@@ -158,8 +158,15 @@ def _given(request: Request, container: str, joined: dict[str, str]) -> bundle.G
                         host.init() if request.init else "", profile, joined,
                         tuple(each for each in ("/dev/shm", "/dev/mqueue") if os.path.isdir(each)),
                         f"xuni-{container}" if where.rootless() else "",  # relative: beside the group that we were given
-                        accounts_swap=_accounts_swap(), several_ids=not where.rootless() or not rootless.single(),
-                        sysfs=not where.rootless() or request.network != "host")  # fmt: skip
+                        accounts_swap=_accounts_swap(), **(_confined(request) if where.rootless() else {}))  # fmt: skip
+
+
+def _confined(request: Request) -> dict[str, bool]:
+    """What root of a user namespace does without."""
+    limits = any(getattr(request, name) for name in LIMITS) or request.rates
+    groups = any(cgroup.place("xuni-none", "none", rootless=True).paths)
+    return {"grouped": groups or bool(limits), "nodes": False, "proc": request.pid != "host",
+            "sysfs": request.network != "host", "several_ids": not rootless.single()}  # fmt: skip
 
 
 def _joined(request: Request) -> dict[str, str]:

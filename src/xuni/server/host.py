@@ -13,7 +13,7 @@ from xuni.server import ContainerError
 from xuni.server.request import Device, Request
 
 MOST_DEVICES: Final = 4096
-NOT_THE_HOSTS: Final = ("/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd")
+NOT_THE_HOSTS: Final = ("/dev/pts", "/dev/ptmx", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd")
 # Static, so that they run in any image; the last is what Docker's and podman's packages bring.
 INITS: Final = ("tini-static", "catatonit", "docker-init")
 INIT_PLACES: Final = ("/usr/libexec/podman", "/usr/libexec/docker", "/usr/lib/podman")
@@ -24,7 +24,7 @@ MAX_PROFILE: Final = 4 << 20  # bytes
 
 
 def devices(request: Request) -> list[tuple[dict[str, Any], str]]:
-    """Each with what may be done with it: an entry of linux.devices. Raises ContainerError."""
+    """Each with what may be done with it: an entry of linux.devices, and its place on the host. Raises ContainerError."""
     wanted = list(request.devices)
     if request.privileged:
         wanted += [Device(each, each) for each in _below("/dev")]
@@ -40,7 +40,7 @@ def devices(request: Request) -> list[tuple[dict[str, Any], str]]:
                 raise ContainerError(f"--device {source}: it is not a device; -v gives a file or a directory")
             entry = {"path": target, "type": "c" if stat.S_ISCHR(status.st_mode) else "b", "major": os.major(status.st_rdev),
                      "minor": os.minor(status.st_rdev), "fileMode": stat.S_IMODE(status.st_mode), "uid": status.st_uid,
-                     "gid": status.st_gid}  # fmt: skip
+                     "gid": status.st_gid, "source": source}  # fmt: skip
             found[target] = entry, device.access
     return list(found.values())
 
