@@ -494,7 +494,8 @@ def group(record: Record) -> Group:
             return cgroup.reopen(dict(json.loads(state.read_bytes())["cgroups"]))
         except (OSError, ValueError, KeyError, TypeError):
             return cgroup.reopen({})
-    return cgroup.place(f"/xuni/{record.id}", record.id, rootless=False)
+    found = cgroup.place(f"/xuni/{record.id}", record.id, rootless=False).paths
+    return cgroup.reopen({key: path for key, path in found.items() if os.path.isdir(path)})  # crun leaves out some
 
 
 def measured(record: Record, *, must: bool = True) -> bool:

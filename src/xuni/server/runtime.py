@@ -130,7 +130,7 @@ def status_of(text: str) -> int:
     lower = text.lower()
     if any(each in lower for each in ("executable file not found", "no such file or directory", "not found in")):
         return NOT_FOUND
-    refused = ("permission denied", "exec format error", "is a directory", "not executable", "findprogram:")
+    refused = ("permission denied", "exec format error", "is a directory", "not executable", "findprogram:", "open executable")
     if any(each in lower for each in refused):
         return NOT_EXECUTABLE
     return 125
