@@ -125,7 +125,7 @@ def where(source: str) -> str:
 
 def launcher(interpreter: str, source: str) -> str:
     """A program that starts this way. It names both by their absolute paths."""
-    return f"""#!{interpreter} -IS
+    return f"""#!{interpreter} -ISXutf8
 # xuni-oci: an OCI runtime. Without `site`: nothing outside the standard library is needed.
 import gc, marshal, sys
 gc.disable()

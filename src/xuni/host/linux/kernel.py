@@ -117,7 +117,7 @@ class Linux:
         if cgroup >= 0:
             fields[0] |= CLONE_INTO_CGROUP
             fields[10] = cgroup
-        arguments = space(88, b"".join([each.to_bytes(8, "little") for each in fields]))
+        arguments = b"".join([each.to_bytes(8, "little") for each in fields])
         # SAFETY: no stack is given, so the child goes on with a copy of this one, as after fork(2); no threads run.
         pid = try_call("clone3", arguments, 88)
         if pid < 0:
@@ -197,7 +197,7 @@ class Linux:
 
     def mount_setattr(self, tree: int, path: str = "", *, set: int = 0, clear: int = 0, propagation: int = 0,
                       userns: int = 0, recursive: bool = False) -> None:  # fmt: skip
-        attributes = space(32, b"".join([each.to_bytes(8, "little") for each in (set, clear, propagation, userns)]))
+        attributes = b"".join([each.to_bytes(8, "little") for each in (set, clear, propagation, userns)])
         flags = (0 if path else AT_EMPTY_PATH) | (AT_RECURSIVE if recursive else 0)
         shown = (tree, path, Flags(flags, OPEN_TREE_NAMES), Flags(set, ATTR_NAMES), Flags(clear, ATTR_NAMES),
                  Flags(propagation, MS_NAMES), userns)  # fmt: skip
@@ -221,7 +221,7 @@ class Linux:
     # ---- files
 
     def openat2(self, at: int, path: str, flags: int, mode: int = 0, resolve: int = RESOLVE_IN_ROOT) -> int:
-        how = space(24, b"".join([each.to_bytes(8, "little") for each in (flags | os.O_CLOEXEC, mode, resolve)]))
+        how = b"".join([each.to_bytes(8, "little") for each in (flags | os.O_CLOEXEC, mode, resolve)])
         for _ in range(32):
             result = try_call("openat2", at, path.encode(), how, 24)
             if result != -11:  # EAGAIN: something was renamed meanwhile, so the kernel could not be sure
