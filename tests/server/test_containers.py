@@ -28,6 +28,11 @@ pytestmark = [
                        reason="this host has no root or no control groups that we may make groups in"),
 ]  # fmt: skip
 RUNC = (pytest.mark.long, pytest.mark.skipif(not shutil.which("runc"), reason="this host has no runc"))
+VERSION_1_ALONE = """
+set -e; top=$(mktemp -d); mount -t tmpfs none $top; cd /sys/fs/cgroup
+for each in */; do [ -e $each/tasks ] && mkdir $top/$each && mount --rbind $each $top/$each; done
+mount --move $top /sys/fs/cgroup; rmdir $top; exec "$@"
+"""
 RUNTIMES = ["xuni", pytest.param("runc", marks=RUNC)]
 
 
@@ -239,11 +244,18 @@ def test_crun(say: Say) -> None:
     """It works, or it says why it does not: control groups of both versions are nothing for it."""
     if not shutil.which("crun"):
         pytest.skip("this host has no crun")
-    done = say("run", "--rm", "--runtime", "crun", "--network", "none", "busybox", "echo", "out")
-    if done.returncode:
-        assert done.returncode == 125 and "which `--runtime xuni` and runc work with" in done.stderr, done
-    else:
-        assert done.stdout == "out\n"
+    words = ("run", "--rm", "--runtime", "crun", "--network", "none", "-m", "64m", "busybox", "sh", "-c", "echo out; exit 7")
+    done, before = say(*words), ()
+    if done.returncode == 125:
+        assert "which `--runtime xuni` and runc work with" in done.stderr, done
+        before = ("unshare", "-m", "--propagation", "private", "sh", "-c", VERSION_1_ALONE, "sh")
+        done = say(*words, before=before)
+    assert (done.returncode, done.stdout) == (7, "out\n"), done
+    assert say("run", "-d", "--name", "theirs", *words[2:-3], "sleep", "100", before=before).returncode == 0
+    assert say("exec", "theirs", "sh", "-c", "exit 9", before=before).returncode == 9
+    assert say("exec", "theirs", "nosuch", before=before).returncode == 127
+    assert say("stop", "-t", "0", "theirs", before=before).returncode == 0
+    assert say("rm", "theirs", before=before).returncode == 0
 
 
 def test_volumes(say: Say, image: Path) -> None:
