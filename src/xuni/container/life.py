@@ -30,7 +30,7 @@ from xuni.container.process import end_on_signals
 from xuni.container.record import SpecError
 from xuni.container.state import Home, State, process, report
 from xuni.container.step import Run, StepFailed, apply
-from xuni.container.talk import Talk
+from xuni.container.talk import InitFailed, Talk
 from xuni.host.linux import kernel as k
 from xuni.host.linux import system as os
 
@@ -108,8 +108,12 @@ def create(container: str, wishes: Wishes, *, wait: bool, detach: bool = False) 
         talk.tell(b"g")
         if not wait:
             talk.expect_end()
-    except BaseException:
+    except BaseException as error:
         run.close()
+        if isinstance(error, InitFailed) and run.group:
+            from xuni.container.cgroup.stats import oom_kills
+
+            error.kills = oom_kills(run.group.paths)
         undo(Container(home, kept.replaced(phase="creating")), run)
         raise
     run.close()

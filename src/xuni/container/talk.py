@@ -24,7 +24,15 @@ def _sockets() -> tuple[int, int]:
 
 
 class InitFailed(Exception):
-    """Init went away without a word."""
+    """Init went away without a word. `kills` are those of its group's memory limit."""
+
+    kills = 0
+
+    def __str__(self) -> str:
+        if self.kills:
+            return ("init was killed by the memory limit while it prepared the container: linux.resources.memory.limit, or that "
+                    "of a group above, is too small even for init")  # fmt: skip
+        return "init was killed while it prepared the container, by somebody's signal"
 
 
 class Talk:
@@ -100,7 +108,7 @@ class Talk:
                 said += piece
             return StepFailed.unpack(said)
         assert not heard, f"heard {heard!r} instead of {word!r}"
-        return InitFailed("init was killed while it prepared the container (by its memory limit, or by somebody's signal)")
+        return InitFailed()
 
     def number(self) -> int:
         """`pN` newline: the pid of what the other side has made."""
