@@ -63,7 +63,7 @@ def kill(group: Group, unified: str, signal: int) -> None:
         try:
             write(unified, "cgroup.kill", "1")
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):  # gone; threaded
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):  # gone; going; threaded
                 raise
     was_frozen = group.frozen()
     if not was_frozen:

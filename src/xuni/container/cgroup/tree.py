@@ -44,7 +44,12 @@ def walk(directory: str) -> Iterator[str]:
             left.pop()
             if not left:
                 return
-            here = _up(here)
+            try:
+                here = _up(here)
+            except OSError as error:
+                if error.errno in _GONE:  # with all that was above it
+                    return
+                raise
     finally:
         os.close(here)
 
