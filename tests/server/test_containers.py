@@ -109,6 +109,20 @@ def test_a_life(say: Say, runtime: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("copied")
     assert say("cp", str(tmp_path / "file"), "life:/tmp/").returncode == 0
     assert say("exec", "life", "cat", "/tmp/file").stdout == "copied"
+    (tmp_path / "mine/file").mkdir(parents=True)
+    (tmp_path / "mine/file/kept").write_text("")
+    (tmp_path / "mine/.wh.kept").write_text("just a name")
+    refused = say("cp", "life:/tmp/file", str(tmp_path / "mine"))
+    assert refused.returncode == 1 and "is a directory" in refused.stderr and (tmp_path / "mine/file/kept").exists()
+    assert say("exec", "life", "sh", "-c", "echo > /tmp/kept").returncode == 0
+    assert say("cp", str(tmp_path / "mine/.wh.kept"), "life:/tmp/").returncode == 0
+    assert say("exec", "life", "cat", "/tmp/kept", "/tmp/.wh.kept").stdout == "\njust a name"
+    assert say("cp", f"{tmp_path}/mine/.", "life:/tmp/new").returncode == 0  # which is not there yet
+    assert say("cp", f"{tmp_path}/mine/.", "life:/tmp/new").returncode == 0
+    assert say("exec", "life", "ls", "-A", "/tmp/new").stdout == ".wh.kept\nfile\n"
+    (tmp_path / "there").mkdir()
+    assert say("cp", "life:/tmp/new/.", str(tmp_path / "there")).returncode == 0
+    assert sorted(each.name for each in (tmp_path / "there").iterdir()) == [".wh.kept", "file"]
     assert "sleep" in say("top", "life").stdout
     (usage,) = json.loads(say("stats", "--json", "life").stdout)
     assert usage["processes"] >= 1 and usage["cpu_percent"] < 150

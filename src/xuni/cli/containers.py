@@ -519,6 +519,7 @@ def cp(source: str, target: str) -> None:
     Examples:
       xuni cp web:/etc/passwd .
       xuni cp index.html web:/www/
+      xuni cp site/. web:/www
     """
     from xuni.server import ContainerError, copying
     from xuni.server.kept import Containers
@@ -527,9 +528,14 @@ def cp(source: str, target: str) -> None:
     if bool(there) == bool(here):
         raise ContainerError("one side is CONTAINER:PATH and the other a path of the host, like `xuni cp web:/etc/passwd .`", 1)
     if there:
-        copying.out(Containers().find(there), there_path, Path(here_path))
+        copying.out(Containers().find(there), there_path, Path(here_path), contents=_contents(there_path))
     else:
-        copying.into(Containers().find(here), Path(there_path), here_path)
+        copying.into(Containers().find(here), Path(there_path), here_path, contents=_contents(there_path))
+
+
+def _contents(path: str) -> bool:
+    """As docker has it, DIRECTORY/. is what is in it."""
+    return path == "." or path.endswith("/.")
 
 
 def _sides(text: str) -> tuple[str, str]:

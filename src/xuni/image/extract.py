@@ -47,12 +47,13 @@ class Extractor:
 
     `stacked`: whiteouts become overlayfs's, for a layer that lies over others; else they delete what is there, from
     earlier calls on the same root. `privileged`: owners, device nodes and capabilities are made; without, they are left out.
+    `keeping`: no layer, but files that go where somebody else has files: names mean themselves, and no directory gives way.
     """
 
-    def __init__(self, root: str, *, stacked: bool, privileged: bool | None = None) -> None:
+    def __init__(self, root: str, *, stacked: bool, privileged: bool | None = None, keeping: bool = False) -> None:
         self.kernel = Linux()
         self.root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.stacked = stacked
+        self.stacked, self.keeping = stacked, keeping
         self.privileged = os.geteuid() == 0 if privileged is None else privileged
         self.report = Report()
         self._confined = idmap.in_user_namespace()
@@ -94,7 +95,7 @@ class Extractor:
     def _entry(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         name = _inside(member.name)
         parent, _, last = name.rpartition("/")
-        if last.startswith(WHITEOUT):
+        if last.startswith(WHITEOUT) and not self.keeping:
             self._whiteout(parent, last)
             return
         if not name:
@@ -130,6 +131,8 @@ class Extractor:
             os.mkdir(last, 0o700, dir_fd=here)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(last, dir_fd=here).st_mode):
+                if self.keeping:
+                    raise ImageError(f"{name!r} is there already, and is no directory: it would be lost") from None
                 os.unlink(last, dir_fd=here)
                 os.mkdir(last, 0o700, dir_fd=here)
         place = os.open(last, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
@@ -338,6 +341,8 @@ class Extractor:
         except (IsADirectoryError, PermissionError) as error:
             if not stat.S_ISDIR(os.lstat(name, dir_fd=here).st_mode):
                 raise error from None
+            if self.keeping:
+                raise ImageError(f"{name!r} is there already, and is a directory: it would be lost") from None
             shutil.rmtree(name, dir_fd=here)
 
 

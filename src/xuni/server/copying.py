@@ -43,8 +43,9 @@ def root(record: Record) -> Iterator[int]:
             rootfs.unmount(place)
 
 
-def out(record: Record, source: str, target: Path) -> None:
-    """CONTAINER:source to the host. Links in the container are looked up in the container. Raises ContainerError."""
+def out(record: Record, source: str, target: Path, *, contents: bool = False) -> None:
+    """CONTAINER:source to the host, or what is in it. Links in the container are looked up in the container.
+    Raises ContainerError."""
     with root(record) as top:
         try:
             found = Linux().openat2(top, source.lstrip("/") or ".", os.O_PATH, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
@@ -52,15 +53,15 @@ def out(record: Record, source: str, target: Path) -> None:
             raise ContainerError(f"{record.name}:{source}: {error.strerror}", 1) from None
         try:
             name = os.path.basename(os.path.normpath("/" + source)) or record.name
-            into, name = _place(target, name)
+            into, name = (str(target), "") if contents and target.is_dir() else _place(target, name)
             base = _base(record)
             copy(found, name, into, lambda each: each - base if base <= each < base + IDS else each)
         finally:
             os.close(found)
 
 
-def into(record: Record, source: Path, target: str) -> None:
-    """From the host to CONTAINER:target. Raises ContainerError."""
+def into(record: Record, source: Path, target: str, *, contents: bool = False) -> None:
+    """From the host to CONTAINER:target; with `contents` what is in a directory. Raises ContainerError."""
     try:
         found = os.open(source, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
@@ -69,6 +70,7 @@ def into(record: Record, source: Path, target: str) -> None:
         name = os.path.basename(os.path.abspath(source))
         try:
             at = _directory(top, target)
+            name = "" if contents and os.path.isdir(source) else name
         except CallError:
             parent, _, name = os.path.normpath("/" + target).rpartition("/")
             try:
@@ -111,7 +113,8 @@ class _Archive(tarfile.TarFile):
 
 
 def copy(source: int, name: str, directory: str, moved: Callable[[int], int]) -> None:
-    """What the descriptor names becomes `name` in the directory; `moved` says whose an id is there."""
+    """What the descriptor names becomes `name` in the directory, or what is in it if that is empty; `moved` says whose an id is
+    there."""
     path = f"/proc/self/fd/{source}"
     try:
         _copy(path, name, directory, moved)
@@ -123,7 +126,9 @@ def _copy(path: str, name: str, directory: str, moved: Callable[[int], int]) -> 
     with tempfile.TemporaryFile() as spool:
         with _Archive(fileobj=spool, mode="w", format=tarfile.PAX_FORMAT) as archive:
             archive.moved = moved
-            if stat.S_ISDIR(os.stat(path).st_mode):
+            if not name:  # what is in it
+                pack.write(path, archive)
+            elif stat.S_ISDIR(os.stat(path).st_mode):
                 member = tarfile.TarInfo(name)
                 member.type, member.mode = tarfile.DIRTYPE, stat.S_IMODE(os.stat(path).st_mode)
                 archive.addfile(member)
@@ -136,7 +141,7 @@ def _copy(path: str, name: str, directory: str, moved: Callable[[int], int]) -> 
             else:  # opening a device does something already, and a named pipe never ends
                 raise ContainerError(f"{name} is neither a file nor a directory", 1)
         spool.seek(0)
-        extractor = Extractor(directory, stacked=False)
+        extractor = Extractor(directory, stacked=False, keeping=True)
         try:
             extractor.layer(TarStream(spool))
         except ImageError as error:
