@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -182,8 +183,7 @@ def logs(container: str, follow: bool, tail: int, timestamps: bool) -> None:
     if not path.exists():
         return
     with open(path, "rb") as file:
-        lines = file.readlines()
-        for line in lines[-tail:] if tail > 0 else [] if tail == 0 else lines:
+        for line in file if tail < 0 else deque(file, tail):
             _print_line(line, timestamps)
         while follow:
             line = file.readline()
