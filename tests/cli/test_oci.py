@@ -32,3 +32,18 @@ def test_it_speaks_of_itself_by_the_name_it_was_called_by(called_runc: Path) -> 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(called_runc: Path, command: str) -> None:
     assert said(called_runc, command, "-h").startswith(f"NAME:\n   runc {command} - ")
+
+
+def test_a_launcher_takes_the_interpreter_it_is_told(tmp_path: Path) -> None:
+    said(sys.executable, "-m", "xuni", "oci", "install", "--python", sys.executable, tmp_path / "xuni-oci")
+    assert (tmp_path / "xuni-oci").read_text().startswith(f"#!{Path(sys.executable).resolve()} -IS")
+    assert said(tmp_path / "xuni-oci", "--version").startswith("xuni-oci version ")
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/true", "/bin/false"])
+def test_what_is_no_interpreter_makes_no_launcher(tmp_path: Path, python: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "xuni", "oci", "install", "--python", python, tmp_path / "xuni-oci"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    wrong = python != "/bin/true"  # which says yes to everything, and is found out when the launcher is tried
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and ("--python" in done.stderr) == wrong, done.stderr
+    assert not list(tmp_path.iterdir())

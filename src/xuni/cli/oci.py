@@ -49,7 +49,7 @@ COMMANDS: Final = {
     "events": (("interval",), ("stats",), ("CONTAINER",), "print usage, once with --stats or every INTERVAL (5s)"),
     "spec": (("bundle",), ("rootless",), (), "write a config.json to begin with"),
     "features": ((), (), (), "print what this runtime can do"),
-    "install": ((), (), ("FILE",), "write a launcher that starts quickest, for engines to call"),
+    "install": (("python",), (), ("FILE",), "write a launcher that starts quickest, for engines to call"),
     "plan": (("bundle", "config", "console-socket"), ("json", "no-pivot", "no-new-keyring"), ("[BUNDLE]",),
              "print the steps that a bundle would take, without taking them"),
     "kill": ((), ("all",), ("CONTAINER", "[SIGNAL]"), "send a signal (TERM) to a container's first process"),
@@ -418,19 +418,13 @@ def _plan(options: dict[str, str], given: dict[str, str], arguments: list[str]) 
 
 
 def _install(options: dict[str, str], given: dict[str, str], arguments: list[str]) -> int:
-    """The launcher names this interpreter and this source by their absolute paths: it must not be moved to another host."""
-    from xuni.cli import quick
+    from xuni.cli import oci_install
+    from xuni.container.record import SpecError
 
-    source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    interpreter = os.path.realpath(sys.executable)
-    if len(interpreter) > 120:
-        raise UsageError(f"install: {interpreter} is too long for the kernel's #! line")
-    quick.begin(source)  # while we may write there
-    temporary = f"{arguments[0]}.{os.getpid()}"
-    with open(temporary, "x") as file:
-        file.write(quick.launcher(interpreter, source))
-    os.chmod(temporary, 0o755)
-    os.rename(temporary, arguments[0])
+    try:
+        oci_install.install(arguments[0], given.get("python", ""))
+    except SpecError as error:
+        raise UsageError(f"install: {error}") from None
     return 0
 
 
