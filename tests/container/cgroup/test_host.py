@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -127,3 +128,12 @@ def test_v1_controllers_have_no_unified_keys(group: Group) -> None:
         pytest.skip("this host is not a hybrid one")
     with pytest.raises(SpecError, match=r"invalid configuration.*v1 hierarchy"):
         group.apply(Resources(unified={"memory.min": "131072"}))
+
+
+def test_what_another_mount_hides_is_not_there() -> None:
+    """As in a view of the v1 hierarchies alone, which is laid over the host's."""
+    code = "from xuni.container.cgroup.hierarchy import mounted; print(mounted())"
+    command = f"mount -t tmpfs none /sys/fs/cgroup && exec {sys.executable} -c '{code}'"
+    done = subprocess.run(["unshare", "-m", "--propagation", "private", "sh", "-c", command], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert done.stdout == "()\n"

@@ -51,7 +51,10 @@ class Mounted(Record):
 
 
 def mounted(text: str | None = None) -> tuple[Mounted, ...]:
-    """All hierarchies, each once (where several mounts show one, that below /sys/fs/cgroup, and the one that shows most)."""
+    """All hierarchies, each once (where several mounts show one, that below /sys/fs/cgroup, and the one that shows most). What
+    another mount hides is left out; with `text`, instead of /proc/self/mountinfo, nothing is looked at.
+    """
+    look = text is None
     if text is None:
         with open("/proc/self/mountinfo", errors="surrogateescape") as stream:
             text = stream.read()
@@ -70,9 +73,18 @@ def mounted(text: str | None = None) -> tuple[Mounted, ...]:
         else:
             continue
         seen = found.get(keys)
-        if seen is None or _better(point, root, seen):
+        if (seen is None or _better(point, root, seen)) and not (look and _hidden(point, fields[2])):
             found[keys] = Mounted(keys, point, root)
     return tuple(found.values())
+
+
+def _hidden(point: str, device: str) -> bool:
+    """Whether something else is there now: mountinfo lists what lies below it, too."""
+    major, _, minor = device.partition(":")
+    try:
+        return os.stat(point).st_dev != os.makedev(int(major), int(minor))
+    except OSError:
+        return True
 
 
 def _better(point: str, root: str, seen: Mounted) -> bool:
