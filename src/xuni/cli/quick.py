@@ -32,7 +32,8 @@ START: Final = (
     "xuni.container.namespaces", "xuni.container.mounts", "xuni.container.process", "xuni.container.plan",
     "xuni.container.state", "xuni.container.bundle", "xuni.container.existing", "xuni.container.talk", "xuni.container.life",
     "xuni.container.foreground", "xuni.container.check", "xuni.container.cgroup", "xuni.container.cgroup.files",
-    "xuni.container.cgroup.hierarchy", "xuni.container.cgroup.host", "xuni.container.groups", "xuni.container.loopback",
+    "xuni.container.cgroup.hierarchy", "xuni.host.linux.userns", "xuni.container.cgroup.host", "xuni.container.groups",
+    "xuni.container.loopback",
 )  # fmt: skip
 # What they may import besides (limits while init is at work, so that nobody waits for it), and other commands do.
 LATER: Final = (

@@ -15,6 +15,7 @@ from xuni.container.rooted import open_in_root, parent_in_root
 from xuni.container.step import CallError, Run, Step, StepFailed
 from xuni.host.linux import kernel as k
 from xuni.host.linux import system as os
+from xuni.host.linux import userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,32 +45,19 @@ class OpenSource(Step):
         tree = kernel.open_tree(k.AT_FDCWD, self.source, recursive=options.recursive, follow=options.follow_source)
         run.files[f"source {self.index}"] = tree
         if self.idmap:
-            userns = kernel.open(self.userns, os.O_RDONLY) if self.userns else user_namespace(run, self.uid, self.gid)
+            maps = _namespace_with(run, self.userns, self.uid, self.gid)
             try:
-                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=userns, recursive=self.idmap == "ridmap")
+                kernel.mount_setattr(tree, set=k.MOUNT_ATTR_IDMAP, userns=maps, recursive=self.idmap == "ridmap")
             finally:
-                os.close(userns)
+                os.close(maps)
 
 
-def user_namespace(run: Run, uid: tuple[IDMapping, ...], gid: tuple[IDMapping, ...]) -> int:
-    """A descriptor of a new user namespace with these maps, made by a child that only lives for that."""
-    kernel = run.kernel
-    hold = os.pipe()
-    pid, pidfd = kernel.clone3(k.CLONE_NEWUSER)
-    if pid == 0:
-        os.close(hold[1])
-        os.read(hold[0], 1)
-        os._exit(0)
-    try:
-        for file, maps in (("uid_map", uid), ("gid_map", gid)):
-            lines = "".join([f"{each.containerID} {each.hostID} {each.size}\n" for each in maps])
-            kernel.write_file(f"/proc/{pid}/{file}", lines)
-        return kernel.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
-    finally:
-        os.close(hold[0])
-        os.close(hold[1])
-        os.close(pidfd)
-        os.waitpid(pid, 0)
+def _namespace_with(run: Run, path: str, uid: tuple[IDMapping, ...], gid: tuple[IDMapping, ...]) -> int:
+    """A descriptor of the user namespace at `path`, or of a new one with these maps."""
+    if path:
+        return run.kernel.open(path, os.O_RDONLY)
+    uids, gids = ["".join([f"{each.containerID} {each.hostID} {each.size}\n" for each in maps]) for maps in (uid, gid)]
+    return userns.holding(run.kernel, uids, gids)
 
 
 class Bind(Step):
@@ -111,8 +99,7 @@ class KeepIdMap(Step):
     userns: str = ""  # the user namespace that has the maps, instead
 
     def apply(self, run: Run) -> None:
-        userns = run.kernel.open(self.userns, os.O_RDONLY) if self.userns else user_namespace(run, self.uid, self.gid)
-        run.files[f"idmap {self.index}"] = userns
+        run.files[f"idmap {self.index}"] = _namespace_with(run, self.userns, self.uid, self.gid)
 
 
 class OpenInside(Step):

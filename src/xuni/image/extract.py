@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from xuni.host.linux import userns
 from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
-from xuni.image import ImageError, idmap
+from xuni.image import ImageError
 from xuni.image.compression import TarStream
 
 WHITEOUT: Final = ".wh."
@@ -56,7 +57,7 @@ class Extractor:
         self.stacked, self.keeping = stacked, keeping
         self.privileged = os.geteuid() == 0 if privileged is None else privileged
         self.report = Report()
-        self._confined = idmap.in_user_namespace()
+        self._confined = userns.inside()
         self._directories: dict[str, tuple[int, float]] = {}  # mode and time, set last: both change as files come in
         self._new: set[str] = set()  # what this layer made; its whiteouts speak of the layers below only
         self._parent: tuple[str, int] | None = None

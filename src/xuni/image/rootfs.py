@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from xuni.host.linux import kernel as k
+from xuni.host.linux import userns
 from xuni.host.linux.calls import CallError
 from xuni.image import ImageError, idmap
 from xuni.image.content import Image, Store
@@ -124,7 +125,7 @@ def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volat
     context = kernel.fsopen("overlay")
     try:
         kernel.fsconfig_string(context, "source", "overlay")
-        if os.geteuid() != 0 or idmap.in_user_namespace():
+        if os.geteuid() != 0 or userns.inside():
             kernel.fsconfig_flag(context, "userxattr")
         try:
             for each in reversed(lower):  # from Linux 6.7 on, one a call, without a bound on their length
@@ -153,7 +154,7 @@ def mount(lower: tuple[Path, ...], upper: Path, work: Path, root: Path, *, volat
 def _mount_by_text(kernel: k.Linux, lower: tuple[Path, ...], upper: Path, work: Path, root: Path) -> None:
     """The old call takes one page of options, which holds some 40 layers; more are refused by the kernel."""
     text = f"lowerdir={':'.join(str(each) for each in reversed(lower))},upperdir={upper},workdir={work}"
-    if os.geteuid() != 0 or idmap.in_user_namespace():
+    if os.geteuid() != 0 or userns.inside():
         text += ",userxattr"
     kernel.mount("overlay", str(root), "overlay", 0, text)
 

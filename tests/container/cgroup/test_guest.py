@@ -50,7 +50,8 @@ def interpreter() -> Archive:
     asked = subprocess.run([sys.executable, "-S", "-c", ASK, json.dumps([str(HERE), str(source)]), json.dumps(MODULES)],
                            capture_output=True, text=True, check=True).stdout  # fmt: skip
     files = {name: Path(file) for name, file in json.loads(asked).items()}
-    for file in [*source.glob("xuni/container/cgroup/*.py"), *source.glob("xuni/container/*.py")]:
+    folders_of_ours = [source / "xuni" / each for each in ("container/cgroup", "container", "host/linux")]
+    for file in [file for folder in folders_of_ours for file in folder.glob("*.py")]:
         files[".".join(file.relative_to(source).with_suffix("").parts).removesuffix(".__init__")] = file
     archive = Archive()
     folders: set[str] = set()

@@ -9,6 +9,7 @@ from xuni.container.cgroup import Hierarchy, hierarchy
 from xuni.container.cgroup.files import read, read_or, write
 from xuni.container.record import SpecError
 from xuni.host.linux import system as os
+from xuni.host.linux import userns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,10 +220,10 @@ class HostGroup:
                 devices.apply_v1(self.paths["devices"], resources.devices)
             elif self._unified:
                 devices.apply_v2(self._unified, resources.devices)
-            elif os.geteuid() == 0 and not _in_user_namespace():
+            elif os.geteuid() == 0 and not userns.inside():
                 self._place("devices", "devices")
         except OSError as error:
-            if error.errno != errno.EPERM or (os.geteuid() == 0 and not _in_user_namespace()):
+            if error.errno != errno.EPERM or (os.geteuid() == 0 and not userns.inside()):
                 raise
 
     def _only_v1(self, controller: str, asked: str) -> str:
@@ -336,11 +337,6 @@ def _has_process(directory: str) -> bool:
     return any(bool(_processes(here)) for here in walk(directory))
 
 
-def _in_user_namespace() -> bool:
-    with open("/proc/self/uid_map") as stream:
-        return stream.read().split() != ["0", "0", "4294967295"]
-
-
 def place(cgroups_path: str, container: str, *, rootless: bool) -> HostGroup:
     own = hierarchy.groups_of()
     mounts = hierarchy.mounted()
@@ -350,7 +346,7 @@ def place(cgroups_path: str, container: str, *, rootless: bool) -> HostGroup:
     if inside.count("/") > DEEPEST:
         raise SpecError(f"linux.cgroupsPath has {inside.count('/') + 1} levels; {DEEPEST} are deep enough")
     paths: dict[str, str] = {}
-    rootless = rootless or _in_user_namespace()  # whose root is nobody special to the hierarchies
+    rootless = rootless or userns.inside()  # whose root is nobody special to the hierarchies
     for each in mounts:
         group = own.get(each.keys[0])
         if group is None:
