@@ -14,26 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from turns import call, compare, said
+
 IMAGE = "busybox"
-
-
-def said(error: subprocess.CalledProcessError) -> str:
-    lines = error.stderr.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"status {error.returncode}"
-
-
-def call(command: list[str], environment: dict[str, str]) -> float:
-    """Seconds of wall time. Raises CalledProcessError with what it said."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=environment, timeout=60)
-    return time.perf_counter() - began
 
 
 def engines(directory: str, network: str) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -81,25 +69,11 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         ready, own = engines(directory, given.network)
-        times: dict[str, list[float]] = {}
-        for number in range(given.rounds + 2):  # two to warm up
-            for name, command in list(ready.items()):
-                try:
-                    took = call([*command, IMAGE, "true"], own)
-                except subprocess.CalledProcessError as error:
-                    print(f"{name}: does not run here: {said(error)}")
-                    del ready[name]
-                    continue
-                if number >= 2:
-                    times.setdefault(name, []).append(took)
-        subprocess.run(["umount", "-q", f"{directory}/podman/overlay"], capture_output=True, check=False)  # it leaves a bind
-    print(f"load {os.getloadavg()[0]:.1f}, {given.rounds} rounds, network {given.network}")
-    if "xuni" not in times:
-        sys.exit("xuni did not run, so there is nothing to compare")
-    ours = statistics.median(times["xuni"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(f"{name:<12} {median * 1000:7.1f} ms  (min {min(taken) * 1000:.1f})  xuni takes {ours / median:.2f} of it")
+        print(f"network {given.network}")
+        try:
+            compare("xuni", list(ready), lambda name, _: [*ready[name], IMAGE, "true"], given.rounds, own)
+        finally:  # podman leaves a bind
+            subprocess.run(["umount", "-q", f"{directory}/podman/overlay"], capture_output=True, check=False)
 
 
 if __name__ == "__main__":

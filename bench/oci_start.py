@@ -12,12 +12,12 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from turns import compare
 
 from xuni.container.example import example
 
@@ -38,13 +38,6 @@ def bundle(place: Path) -> Path:
     return place
 
 
-def once(command: list[str]) -> float:
-    """Seconds of wall time; raises CalledProcessError with what it said."""
-    began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    return time.perf_counter() - began
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=30)
@@ -55,22 +48,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "xuni", "oci", "install", launcher], check=True)
         state = ["--root", f"{directory}/state"]
         commands = {"xuni-oci": [launcher, *state]} | {each: [each, *state] for each in PEERS if shutil.which(each)}
-        times: dict[str, list[float]] = {}
-        for number in range(rounds + 2):  # two to warm up
-            for name, command in list(commands.items()):
-                try:
-                    took = once([*command, "run", "--bundle", str(place), f"bench-{os.getpid()}-{number}"])
-                except subprocess.CalledProcessError as error:
-                    print(f"{name}: does not run here: {error.stderr.decode().strip().splitlines()[-1]}")
-                    del commands[name]
-                    continue
-                if number >= 2:
-                    times.setdefault(name, []).append(took)
-    print(f"load {os.getloadavg()[0]:.1f}, {rounds} rounds")
-    ours = statistics.median(times["xuni-oci"])
-    for name, taken in times.items():
-        median = statistics.median(taken)
-        print(f"{name:<10} {median * 1000:7.1f} ms  (min {min(taken) * 1000:.1f})  xuni-oci takes {ours / median:.2f} of it")
+        compare("xuni-oci", list(commands), lambda name, number: [
+            *commands[name], "run", "--bundle", str(place), f"bench-{os.getpid()}-{number}"], rounds)  # fmt: skip
 
 
 if __name__ == "__main__":
