@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -84,6 +84,16 @@ def began(pid: int) -> int:
     return 0 if fields_after_name[0] in (b"Z", b"X") else int(fields_after_name[19])
 
 
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """One at a time in this directory, which is made. Its entries have names that others may not list."""
+    root.mkdir(parents=True, exist_ok=True)
+    root.chmod(0o711)
+    with open(root / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Containers:
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()) / "containers"
@@ -91,13 +101,8 @@ class Containers:
     def place(self, container: str) -> Path:
         return self.root / container
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.root.chmod(0o711)
-        with open(self.root / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        return locked(self.root)
 
     def claim(self, record: Record) -> Record:
         """Give it a directory, and its name or one that is free. Raises ContainerError."""

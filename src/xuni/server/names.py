@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from xuni.server import links
@@ -109,7 +110,7 @@ class Resolver:
                 made.close()
                 continue
             question.asked.append(made)
-            self._watch(made, lambda made=made: self._answered(question, made))  # type: ignore[misc]
+            self._watch(made, partial(self._answered, question, made))
         if question.asked:
             self._questions.append(question)
         else:

@@ -7,13 +7,11 @@ a volume with a name; one without (`-v /path`) goes with its container's `rm -v`
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +20,7 @@ from xuni.host.linux.calls import CallError
 from xuni.host.linux.kernel import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, Linux
 from xuni.image.content import default_root
 from xuni.server import ContainerError, rootless
-from xuni.server.kept import Containers, now
+from xuni.server.kept import Containers, locked, now
 from xuni.server.request import NAME, Request
 
 if TYPE_CHECKING:
@@ -48,13 +46,8 @@ class Volumes:
     def data(self, name: str) -> Path:
         return self.root / name / DATA
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.root.chmod(0o711)
-        with open(self.root / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def lock(self) -> AbstractContextManager[None]:
+        return locked(self.root)
 
     def create(self, name: str = "") -> Kept:
         """The one of that name, new if there is none; without a name, a new one. Raises ContainerError."""
