@@ -26,7 +26,6 @@ from xuni.image.content import PIECE, Store
 from xuni.image.spec import Config, Descriptor, Manifest
 
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64", "loongarch64": "loong64", "i686": "386"}
-MOST_MEMBERS: Final = 100_000  # of an archive of images
 MOST_BYTES: Final = 128 << 30
 MEDIA: Final = {"": spec.LAYER, "gzip": spec.LAYER + "+gzip", "zstd": spec.LAYER + "+zstd"}
 
@@ -303,12 +302,6 @@ def _from_tree(store: Store, source: Path, name: str, config: dict[str, Any] | N
         pack.pack(str(source), packed)
         packed.seek(0)
         return _from_files(store, packed, name, config)
-
-
-def from_tree(store: Store, source: Path, name: str, config: dict[str, Any]) -> str:
-    """One layer of all files below `source`. `config` is the configuration's own ("Cmd", "Env", …)."""
-    with store.adding():
-        return _from_tree(store, source, spec.reference(name), config)
 
 
 def from_tar(store: Store, file: IO[bytes], name: str, config: dict[str, Any]) -> str:

@@ -15,7 +15,6 @@ MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
-DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 REF_NAME: Final = "org.opencontainers.image.ref.name"
 
 DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")

@@ -326,9 +326,6 @@ class Linux:
     def join_session_keyring(self, name: str) -> int:
         return call("keyctl", 1, name.encode(), shown=("KEYCTL_JOIN_SESSION_KEYRING", name))
 
-    def keyring_permissions(self, key: int, permissions: int) -> None:
-        call("keyctl", 5, key, permissions, shown=("KEYCTL_SETPERM", key, hex(permissions)))
-
     def sched_setattr(self, attributes: bytes, shown: str) -> None:
         call("sched_setattr", 0, attributes, 0, shown=(0, shown))
 

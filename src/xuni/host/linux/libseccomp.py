@@ -27,9 +27,7 @@ ALLOW: Final = 0x7FFF0000
 # enum scmp_compare, enum scmp_filter_attr
 OPERATORS: Final = {"SCMP_CMP_NE": 1, "SCMP_CMP_LT": 2, "SCMP_CMP_LE": 3, "SCMP_CMP_EQ": 4, "SCMP_CMP_GE": 5, "SCMP_CMP_GT": 6,
                     "SCMP_CMP_MASKED_EQ": 7}  # fmt: skip
-_ATTRIBUTE_BAD_ARCH: Final = 2
 _ATTRIBUTE_NNP: Final = 3
-_ATTRIBUTE_OPTIMIZE: Final = 8
 _NO_SUCH_CALL: Final = -1  # __NR_SCMP_ERROR
 
 
